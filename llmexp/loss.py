@@ -1,0 +1,208 @@
+"""The loss: cross-entropy in nats, summed over the label tokens, never with the logits of all of them at once.
+
+Shapes: B rows, T positions, N label tokens, D model width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORE = -100  # the target of a position that is not a label
+CHUNK = 1024  # label tokens per matrix product with the head; bounds the logits to [CHUNK, V]
+
+
+class Rows(Protocol):
+    """What a forward pass reads: int64 tensors [B, T] on the model's device (llmexp/data)."""
+
+    input_ids: Tensor
+    targets: Tensor
+    position_ids: Tensor | None
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model family turns hidden states [N, D] into logits [N, V]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float = 1.0  # logits are multiplied by it
+    softcap: float | None = None  # then bent to cap * tanh(logits / cap), as Gemma 2 does
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 (or float64) logits [N, V]."""
+        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias)
+        logits = (logits if logits.dtype == torch.float64 else logits.float()) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def head_of(model: Any) -> Head:
+    """Read the head of a transformers causal LM. Raises AttributeError where the family has none."""
+    projection = model.get_output_embeddings()
+    config = model.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(projection.weight, getattr(projection, "bias", None), scale, softcap)
+
+
+def hidden_states(model: Any, rows: Rows) -> Tensor:
+    """Return what the head reads, [B, T, D]: the model without its head."""
+    output = model.base_model(
+        input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, return_dict=True
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def token_losses(model: Any, rows: Rows) -> Tensor:
+    """Return the loss of every label token, [N] float32, in row-major order: the evaluation's view."""
+    labels = rows.targets != IGNORE
+    targets = rows.targets[labels]
+    if not reaches_head(model):
+        logits = full_logits(model, rows)[labels]
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+    hidden = hidden_states(model, rows)[labels]
+    head = head_of(model)
+    pairs = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.cat([F.cross_entropy(head.logits(h), t, reduction="none") for h, t in pairs])
+
+
+def loss_sum(model: Any, rows: Rows) -> Tensor:
+    """Return the sum of the losses of all label tokens, a scalar in nats that can be differentiated.
+
+    Divide by the label tokens of the whole optimizer step, not of this forward pass: then the gradient
+    does not depend on how the step was cut.
+    """
+    labels = rows.targets != IGNORE
+    targets = rows.targets[labels]
+    if not reaches_head(model):
+        return F.cross_entropy(full_logits(model, rows)[labels].float(), targets, reduction="sum")
+    hidden = hidden_states(model, rows)[labels]
+    head = head_of(model)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        total: Tensor = ChunkedCrossEntropy.apply(
+            hidden, head.weight, head.bias, targets, head.scale, head.softcap
+        )
+    return total
+
+
+def full_logits(model: Any, rows: Rows) -> Tensor:
+    """Return all logits, [B, T, V]: for a family whose head cannot be reached."""
+    output = model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False)
+    logits: Tensor = output.logits
+    return logits
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """sum(cross_entropy(head(hidden), targets)) with [CHUNK, V] logits alive at a time.
+
+    In bf16, fp32 and fp64 the gradients are made in the forward pass, chunk by chunk while the logits are
+    at hand: one matrix product with the head less than recomputing them. In fp16 small probabilities would
+    underflow before the loss scale reaches them, so there the chunks are computed again in the
+    backward pass, with the scale applied in fp32 first.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,  # [N, D], the dtype of the matrix products
+        weight: Tensor,  # [V, D]
+        bias: Tensor | None,  # [V]
+        targets: Tensor,  # [N]
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        ctx.head = scale, softcap
+        ctx.recompute = hidden.dtype == torch.float16
+        wanted = [False] * 3 if ctx.recompute else list(ctx.needs_input_grad[:3])
+        head = Head(weight, bias, scale, softcap)
+        total, grads = _sweep(hidden, head, targets, None, wanted)
+        if ctx.recompute:
+            ctx.save_for_backward(hidden, weight, bias, targets)
+        else:
+            ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.recompute:
+            hidden, weight, bias, targets = ctx.saved_tensors
+            head = Head(weight, bias, *ctx.head)
+            _, grads = _sweep(hidden, head, targets, upstream, list(ctx.needs_input_grad[:3]))
+        else:
+            grads = tuple(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors)
+        return (*grads, None, None, None)
+
+
+def _sweep(
+    hidden: Tensor, head: Head, targets: Tensor, upstream: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Go through the chunks once: the loss sum, and the gradients `wanted` for hidden, weight and bias."""
+    weight, exact = head.weight.to(hidden.dtype), torch.promote_types(hidden.dtype, torch.float32)
+    d_hidden = torch.empty_like(hidden) if wanted[0] else None
+    d_weight = torch.zeros_like(head.weight) if wanted[1] else None
+    d_bias = torch.zeros_like(head.bias) if head.bias is not None and wanted[2] else None
+    total = torch.zeros((), dtype=exact, device=hidden.device)
+    for start in range(0, hidden.shape[0], CHUNK):
+        h, t = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
+        bias = None if head.bias is None else head.bias.to(h.dtype)
+        logits = F.linear(h, weight, bias).to(exact)  # [CHUNK, V]
+        if head.scale != 1.0:
+            logits.mul_(head.scale)
+        if head.softcap is not None:
+            logits.div_(head.softcap).tanh_().mul_(head.softcap)
+        lse = torch.logsumexp(logits, dim=1, keepdim=True)
+        total += (lse - logits.gather(1, t)).sum()
+        if not any(wanted):
+            continue
+        slope = 1 - (logits / head.softcap).square() if head.softcap is not None else None
+        d_logits = logits.sub_(lse).exp_()  # the probabilities
+        d_logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))
+        for factor in (slope, None if head.scale == 1.0 else head.scale, upstream):
+            if factor is not None:
+                d_logits.mul_(factor)
+        d_logits = d_logits.to(h.dtype)
+        if d_hidden is not None:
+            torch.mm(d_logits, weight, out=d_hidden[start : start + CHUNK])
+        if d_weight is not None:
+            d_weight += d_logits.t() @ h
+        if d_bias is not None:
+            d_bias += d_logits.sum(0)
+    return total, (d_hidden, d_weight, d_bias)
+
+
+def reaches_head(model: Any) -> bool:
+    """Say whether `base_model` and `head_of` give this model's own logits; `probe_head` found out."""
+    return bool(getattr(model, "llmexp_reaches_head", False))
+
+
+@torch.no_grad()
+def probe_head(model: nn.Module) -> str | None:
+    """Try base model and head against the model's own logits, once; return why not, or None where they agree.
+
+    Where they do not (a family that does more between them), the loss takes the full logits.
+    """
+
+    class Probe:
+        input_ids = torch.arange(4, device=next(model.parameters()).device)[None]
+        position_ids = None
+        targets = input_ids
+
+    training = model.training
+    model.eval()
+    try:
+        ours = head_of(model).logits(hidden_states(model, Probe()))
+        theirs = full_logits(model, Probe()).to(ours.dtype)
+        error = (ours - theirs).abs().max().item()
+        why = None if error < 1e-3 * max(1.0, theirs.abs().max().item()) else f"logits differ by {error:.2g}"
+    except (AttributeError, TypeError, RuntimeError) as problem:
+        why = f"{type(problem).__name__}: {problem}"
+    model.train(training)
+    model.llmexp_reaches_head = why is None  # type: ignore[assignment]
+    return why

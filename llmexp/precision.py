@@ -1,0 +1,63 @@
+"""In which number format the matrix products run."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from llmexp.errors import RequestError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Autocast, loss scaling and TF32 for one run. Weights, gradients and optimizer stay in fp32."""
+
+    def __init__(self, *, name: str, tf32: bool) -> None:
+        """Take `name` (auto, fp32, bf16 or fp16) as asked for; `choose` settles it for a device."""
+        if name not in ("auto", *DTYPES):
+            raise RequestError(f"precision.name={name} is none of auto, {', '.join(DTYPES)}")
+        self.name = name
+        self.tf32 = tf32
+        self.reason = "as asked"
+
+    def choose(self, device: torch.device) -> "Precision":
+        """Settle `auto` for `device`, and refuse what it cannot compute.
+
+        Raises RequestError where a GPU has no bf16 (compute capability below 8.0).
+        """
+        if self.name == "auto":
+            self.name, self.reason = automatic(device)
+        elif self.name == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            card = torch.cuda.get_device_name(device)
+            raise RequestError(f"precision=bf16 needs compute capability 8.0; {card} has less: use precision=fp16")
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if self.tf32 else "ieee"
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the matrix products."""
+        return DTYPES[self.name]
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return the autocast context of one forward pass; disabled, hence a no-op, in fp32."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Return the loss scaler; disabled, hence a no-op, in all but fp16."""
+        return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+
+def automatic(device: torch.device) -> tuple[str, str]:
+    """Choose the fastest safe number format of `device`; return its name and the reason in words."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        card = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        if major >= 8:
+            return "bf16", f"{card}: bf16 is native from 8.0 on"
+        if (major, minor) >= (7, 0) and "GTX 16" not in card:
+            return "fp16", f"{card}: tensor cores for fp16, no bf16"
+        return "fp32", f"{card}: no tensor cores"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "this CPU multiplies in bf16 (avx512_bf16)"
+    return "fp32", "this CPU has no bf16 arithmetic"
