@@ -1,0 +1,41 @@
+"""Numbers and texts the way a person reads them."""
+
+import math
+import re
+
+# all of C0, DEL and C1 but tab and line feed: generated text must not drive a terminal
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def number(value: float) -> str:
+    """Write a loss, a rate or a perplexity with four significant digits."""
+    if not math.isfinite(value) or value == 0:
+        return str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.1e}"
+    if abs(value) < 0.001:
+        return f"{value:.3g}"
+    return f"{value:#.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time the way a person says it, in its two largest units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 60:
+        return f"{minutes} min {whole % 60} s"
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{days} d {hours % 24} h"
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """Make control characters visible, and replace what the stream's encoding cannot say."""
+    visible = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    encoding = encoding or "utf-8"
+    return visible.encode(encoding, "backslashreplace").decode(encoding)
