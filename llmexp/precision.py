@@ -10,7 +10,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Autocast, loss scaling and TF32 for one run. Weights, gradients and optimizer stay in fp32."""
+    """Autocast, loss scaling and TF32 for one run. Weights, gradients and optimizer stay in fp32.
+
+    `scaler` scales the loss in fp16; in all else it is disabled, hence a no-op.
+    """
 
     def __init__(self, *, name: str, tf32: bool) -> None:
         """Take `name` (auto, fp32, bf16 or fp16) as asked for; `choose` settles it for a device."""
@@ -19,6 +22,7 @@ class Precision:
         self.name = name
         self.tf32 = tf32
         self.reason = "as asked"
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def choose(self, device: torch.device) -> "Precision":
         """Settle `auto` for `device`, and refuse what it cannot compute.
@@ -32,6 +36,7 @@ class Precision:
             raise RequestError(f"precision=bf16 needs compute capability 8.0; {card} has less: use precision=fp16")
         if device.type == "cuda":
             torch.backends.cuda.matmul.fp32_precision = "tf32" if self.tf32 else "ieee"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
         return self
 
     @property
@@ -42,10 +47,6 @@ class Precision:
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Return the autocast context of one forward pass; disabled, hence a no-op, in fp32."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
-
-    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Return the loss scaler; disabled, hence a no-op, in all but fp16."""
-        return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
 
 def automatic(device: torch.device) -> tuple[str, str]:

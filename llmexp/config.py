@@ -1,0 +1,271 @@
+"""Strict configuration: every mistake of a request, found before anything is loaded, in one message.
+
+Hydra refuses an unknown key on the command line, but neither behind a `+` nor inside a patch file. Here one
+table states the laws of the global keys, the signature of a part's `_target_` those of its arguments.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmexp.errors import RequestError
+
+PARTS = ("model", "data", "optimizer", "schedule", "precision", "logger")
+TARGETS = ("llmexp", "torch.optim")  # the packages a `_target_` may come from: a config is code
+SECRET = re.compile(r"(^|[._-])(\w*token|secret|password|passwd|api_?key|credentials?)$", re.I)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One law: what a value may be, in words and as a test."""
+
+    law: str
+    holds: Callable[[Any], bool]
+
+    def __or__(self, word: str | None) -> "Rule":
+        """Allow one more value: a word, or None."""
+        shown = "null" if word is None else word
+        return Rule(f"{self.law}, or {shown}", lambda v: v == word or (v is not None and self.holds(v)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _whole(low: int, high: int | None = None) -> Rule:
+    law = f"a whole number from {low:,}" + ("" if high is None else f" to {high:,}")
+    return Rule(law, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= (high or v))
+
+
+def _number(law: str, holds: Callable[[float], bool]) -> Rule:
+    return Rule(law, lambda v: _is_number(v) and holds(v))
+
+
+def _choice(*words: str) -> Rule:
+    return Rule("one of " + ", ".join(words), lambda v: v in words)
+
+
+POSITIVE = _number("a number above 0", lambda v: 0 < v < math.inf)
+NOT_NEGATIVE = _number("a number from 0", lambda v: 0 <= v < math.inf)
+FRACTION = _number("a number from 0 to below 1", lambda v: 0 <= v < 1)
+SHARE = _number("below 1 (a fraction of the run) or a whole number of steps", lambda v: 0 <= v < 1 or v % 1 == 0)
+TEXT = Rule("a text", lambda v: isinstance(v, str) and bool(v.strip()))
+FLAG = Rule("true or false", lambda v: isinstance(v, bool))
+NAME = Rule(
+    "a name of at most 80 letters, digits, '.', '_' and '-', not beginning with a dot",
+    lambda v: bool(re.fullmatch(r"(?!\.)[A-Za-z0-9._-]{1,80}", str(v))),
+)
+TEXTS = Rule(
+    "a list of texts, as in ['one','two']",
+    lambda v: isinstance(v, list) and all(isinstance(t, str) and t for t in v),
+)
+
+RULES: Mapping[str, Rule] = {
+    "seed": _whole(0, 2**32 - 1),
+    "resume": TEXT | None,
+    "run.name": NAME | None,
+    "train.epochs": POSITIVE,
+    "train.max_steps": _whole(1) | None,
+    "train.batch_size": _whole(1),
+    "train.micro_batch_size": _whole(1) | "auto",
+    "train.activation_checkpointing": FLAG | "auto",
+    "train.max_grad_norm": _number("a number above 0 (.inf: never clip)", lambda v: v > 0),
+    "train.validate_every": POSITIVE,
+    "train.patience": _whole(1) | None,
+    "train.log_every": _whole(1),
+    "checkpoint.every_steps": _whole(1) | None,
+    "checkpoint.every_minutes": POSITIVE | None,
+    "checkpoint.keep": _whole(1),
+    "samples.prompts": TEXTS,
+    "samples.max_new_tokens": _whole(0),
+    "samples.temperature": NOT_NEGATIVE,
+    "hw.name": TEXT,
+    "hw.device": _choice("auto", "cpu", "cuda"),
+    "hw.memory_gib": POSITIVE | None,
+    "hw.budget_gib": POSITIVE | None,
+    "hw.display": FLAG,
+}
+
+PART_RULES: Mapping[str, Rule] = {
+    "model.name": TEXT,
+    "model.weights": TEXT | None,
+    "model.tokenizer": TEXT | None,
+    "model.dropout": FRACTION | None,
+    "model.lr": POSITIVE,
+    "data.max_length": _whole(2),
+    "data.val_size": _number("a fraction above 0 and below 1", lambda v: 0 < v < 1),
+    "data.name": NAME,
+    "optimizer.lr": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.eps": POSITIVE,
+    "optimizer.momentum": FRACTION,
+    "optimizer.betas": Rule(
+        "two numbers from 0 to below 1",
+        lambda v: isinstance(v, list) and len(v) == 2 and all(FRACTION.holds(b) for b in v),
+    ),
+    "schedule.warmup": SHARE,
+    "schedule.decay": SHARE,
+    "schedule.floor": _number("a number from 0 to 1", lambda v: 0 <= v <= 1),
+}
+
+
+def check(settings: Mapping[str, Any], *, parts: bool = True) -> None:
+    """Raise RequestError with all mistakes in `settings`, each with its law, its value and its cure.
+
+    `parts=False` leaves out what needs the parts' code imported.
+    """
+    mistakes = [*_secrets(settings), *_globals(settings)]
+    if parts:
+        for part in PARTS:
+            mistakes += _part(part, settings.get(part))
+    refuse(mistakes)
+
+
+def refuse(mistakes: list[str]) -> None:
+    """Raise RequestError if there are any mistakes, with all of them."""
+    if len(mistakes) == 1:
+        raise RequestError(mistakes[0])
+    if mistakes:
+        lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(mistakes, 1))
+        raise RequestError(f"{len(mistakes)} mistakes in this request:\n{lines}")
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """Return ': did you mean X?' for the known name most like `name`, or nothing."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1, 0.6)
+    last = name.rsplit(".", 1)[-1]
+    ends = {key.rsplit(".", 1)[-1]: key for key in known}
+    close = close or [ends[end] for end in difflib.get_close_matches(last, list(ends), 1, 0.7)]
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every leaf."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _secrets(settings: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} looks like a secret, and no secret has a config field (it would be written to disk): "
+        "keep it in the environment, as in HF_TOKEN or WANDB_API_KEY"
+        for key, _ in flat(settings)
+        if SECRET.search(key)
+    ]
+
+
+def _globals(settings: Mapping[str, Any]) -> list[str]:
+    """Check the keys that are no part's: unknown ones, and the law of each."""
+    leaves = {key: value for key, value in flat(settings) if key.split(".")[0] not in PARTS}
+    known = [*RULES, *PART_RULES, *PARTS]
+    mistakes = [
+        f"{key} is no setting of llmexp{nearest(key, known)}"
+        for key in leaves
+        if key not in RULES and not SECRET.search(key)
+    ]
+    return mistakes + _broken(leaves, RULES)
+
+
+def _broken(leaves: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
+    return [
+        f"{key}={shown(leaves[key])} does not hold: it must be {rule.law}"
+        for key, rule in rules.items()
+        if key in leaves and leaves[key] != "???" and not rule.holds(leaves[key])
+    ]
+
+
+def shown(value: object) -> str:
+    """Return a value as the command line writes it."""
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+
+
+def _part(part: str, node: Any) -> list[str]:
+    """Check one part: its target, its arguments against the target's signature, its values."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return [f"{part} is no part: it must be one call, `_target_` and its arguments (conf/{part}/)"]
+    arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    try:
+        target = resolve(str(node["_target_"]))
+    except RequestError as problem:
+        return [f"{part}._target_: {problem}"]
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    expected = inspect.signature(target).parameters
+    mistakes = [
+        f"{part}.{key} is no argument of {node['_target_']}{nearest(f'{part}.{key}', [f'{part}.{k}' for k in expected])}"
+        for key in arguments
+        if key not in expected and not SECRET.search(key)
+    ]
+    given = {key: value for key, value in arguments.items() if key in expected}
+    mistakes += [f"{part}.{key} has no value yet: give it one, as in {part}.{key}=..." for key, value in given.items() if value == "???"]
+    leaves = {f"{part}.{key}": value for key, value in given.items()}
+    mistakes += _broken(leaves, PART_RULES)
+    for key, value in given.items():
+        rule = None if f"{part}.{key}" in PART_RULES else _typed(hints.get(key))
+        if rule is not None and value != "???" and not rule.holds(value):
+            mistakes.append(f"{part}.{key}={shown(value)} does not hold: it must be {rule.law}")
+    return mistakes
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """Return what a `_target_` names. Raises RequestError outside the allowed packages.
+
+    The object itself is looked at, not only its name: `llmexp.x.os.system` is somebody else's.
+    """
+    module, _, name = target.rpartition(".")
+    if not _allowed(module):
+        raise RequestError(
+            f"{target} is outside {' and '.join(TARGETS)}. A config is code: what it may call is listed in "
+            "llmexp/config.py (TARGETS)"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise RequestError(f"{target} does not exist") from None
+    if not callable(found) or not _allowed(getattr(found, "__module__", "")):
+        raise RequestError(f"{target} is not a function or class of {' or '.join(TARGETS)}")
+    return found  # type: ignore[no-any-return]
+
+
+def call(node: Mapping[str, Any], *args: Any) -> Any:
+    """Make the call that a part describes; with `_partial_: true`, return it ready to be completed."""
+    arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    target = functools.partial(resolve(node["_target_"]), *args, **arguments)
+    return target if node.get("_partial_") else target()
+
+
+def _allowed(module: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in TARGETS)
+
+
+SCALARS: dict[Any, Rule] = {
+    int: Rule("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    float: Rule("a number", _is_number),
+    str: TEXT,
+    bool: FLAG,
+    type(None): Rule("null", lambda v: v is None),
+}
+
+
+def _typed(hint: Any) -> Rule | None:
+    """Return the rule of a simple annotation, None where there is nothing simple to check."""
+    if typing.get_origin(hint) is typing.Literal:
+        words = typing.get_args(hint)
+        return Rule("one of " + ", ".join(map(shown, words)), lambda v: v in words)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    rules = [_typed(o) if typing.get_origin(o) is typing.Literal else SCALARS.get(o) for o in options]
+    if not rules or any(rule is None for rule in rules):
+        return None
+    known = [rule for rule in rules if rule is not None]
+    return Rule(" or ".join(rule.law for rule in known), lambda v: any(rule.holds(v) for rule in known))

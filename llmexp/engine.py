@@ -1,0 +1,270 @@
+"""The engine: everything that happens to a weight.
+
+`fit` is the whole of training on one screen. It speaks PyTorch and does not know where its parts come from.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from llmexp.loss import Rows, loss_sum
+from llmexp.memory import oom
+from llmexp.optimizer import set_learning_rate, step_if_finite
+from llmexp.precision import Precision
+
+
+def fit(
+    *,
+    model: nn.Module,
+    batches: "Batches",  # batches[step]: the examples of that optimizer step
+    validation: "Batches",  # likewise; one epoch of it is the validation set
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int, int], float],  # (step, steps) -> multiplier of the peak learning rate
+    precision: Precision,
+    plan: "Plan",
+    run: "Run",
+    state: "State",
+) -> "State":
+    """Train until the steps or the patience are spent, or the run is told to stop.
+
+    The gradient of a step is that of the mean loss over all its label tokens, however many
+    micro-batches bring them.
+    """
+    if state.step == 0:  # how good is it before training?
+        eval_loss = validate(model, validation, precision, plan, on_event=run.out_of_memory)
+        run.log(state, state.judge(eval_loss, plan.patience))
+        run.validated(model, state)
+    model.train()
+    while state.step < plan.steps and not state.stopped:
+        # -- batch, schedule ------------------------------------------------------------------
+        started = time.perf_counter()
+        batch = batches[state.step]
+        learning_rate = set_learning_rate(optimizer, schedule(state.step, plan.steps))
+
+        # -- forward, loss, backward, accumulate; in smaller pieces if they do not fit -----------
+        for attempt in oom.attempts(model, plan, state.step, on_event=run.out_of_memory):
+            with attempt:
+                step_loss = accumulate(model, batch, precision, plan.micro_batch_size)
+
+        # -- clip, step, zero -----------------------------------------------------------------
+        precision.scaler.unscale_(optimizer)
+        grad_norm = clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+        step_if_finite(optimizer, precision.scaler, grad_norm)
+        precision.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        state.count(step_loss, grad_norm, batch)
+
+        # -- log: the one place that waits for the GPU -------------------------------------------
+        metrics: dict[str, float] = {}
+        validates = plan.validates_at(state.step)
+        if validates or plan.logs_at(state.step):
+            metrics |= state.training_metrics(learning_rate, plan)
+        state.seconds += time.perf_counter() - started
+
+        # -- validate, remember the best, stop early ---------------------------------------------
+        if validates:
+            eval_loss = validate(model, validation, precision, plan, on_event=run.out_of_memory)
+            metrics |= state.judge(eval_loss, plan.patience)
+        run.log(state, metrics)
+        if validates:
+            run.validated(model, state)  # keeps the best, writes samples, reports to the sweep
+
+        # -- checkpoint -------------------------------------------------------------------------
+        run.checkpoint(model, optimizer, state)  # if one is due, or a signal asks for it
+    return state
+
+
+def accumulate(
+    model: nn.Module, batch: "Batch", precision: Precision, micro_batch_size: int
+) -> Tensor:
+    """Add the gradient of one optimizer step to the parameters; return its loss, a detached scalar.
+
+    The loss is the mean over the label tokens of the whole step, in nats per token. A function of its
+    own, so that nothing of a pass that ran out of memory outlives it.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros((), device=device)
+    for micro_batch in batch.micro_batches(micro_batch_size):
+        with precision.autocast(device):
+            loss = loss_sum(model, micro_batch.to(device)) / batch.label_tokens
+        precision.scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    validation: "Batches",
+    precision: Precision,
+    plan: "Plan",
+    *,
+    on_event: Callable[[oom.Event], None] | None = None,
+) -> float:
+    """Return the mean loss over all label tokens of the validation set, in nats per token.
+
+    Sums are kept in float64: the result does not depend on how the set is cut.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    nats, tokens = torch.zeros((), dtype=torch.float64), 0
+    for index in range(validation.steps_per_epoch):
+        batch = validation[index]
+        for attempt in oom.attempts(model, plan, index, on_event=on_event):
+            with attempt:
+                part = torch.zeros((), dtype=torch.float64, device=device)
+                for micro_batch in batch.micro_batches(plan.micro_batch_size):
+                    with precision.autocast(device):
+                        part += loss_sum(model, micro_batch.to(device))
+        nats += part.cpu()
+        tokens += batch.label_tokens
+    model.train(was_training)
+    return nats.item() / tokens
+
+
+@dataclass
+class Plan:
+    """What follows from the settings: derived once, checked, printed."""
+
+    micro_batch_size: int  # rows per forward pass; shrinks if memory runs out
+    steps: int = 0  # optimizer steps of the run
+    steps_per_epoch: int = 1
+    max_grad_norm: float = math.inf  # inf: measure the norm, never clip
+    validate_every: float = 1.0  # epochs
+    patience: float = math.inf  # validations without a new best; inf: never stop early
+    log_every: int = 10  # optimizer steps
+    seed: int = 42
+    advice: str = ""  # what to try when not even one row fits
+
+    def logs_at(self, step: int) -> bool:
+        """Say whether a row of metrics is due after `step` optimizer steps."""
+        return step % self.log_every == 0 or step in (1, self.steps)
+
+    def validates_at(self, step: int) -> bool:
+        """Say whether a validation is due after `step` optimizer steps."""
+        interval = self.validate_every * self.steps_per_epoch
+        return step == self.steps or int(step / interval) > int((step - 1) / interval)
+
+
+@dataclass
+class State:
+    """Where a run stands after `step` optimizer steps: all that a resume needs beside the tensors."""
+
+    step: int = 0
+    tokens: int = 0  # label tokens trained on
+    best: float | None = None  # validation loss
+    best_step: int = 0
+    previous_best: float | None = None
+    eval_loss: float | None = None  # of the last validation
+    stale: int = 0  # validations since the best
+    validations: int = 0
+    nonfinite: int = 0  # steps whose update was skipped
+    stopped: str | None = None  # why the run ends before its steps are done
+    window: list[float] = field(default_factory=lambda: [0.0, 0.0])  # nats, tokens since the last row
+    epoch: list[float] = field(default_factory=lambda: [0.0, 0.0])  # likewise since the last validation
+    train_loss: float | None = None  # mean between the last two validations
+    grad_norm: float | None = None  # of the last step, before clipping
+    seconds: float = 0.0  # spent in training steps; differs between identical runs
+
+    def __post_init__(self) -> None:
+        self.pending: list[tuple[Tensor, int]] = []  # [loss, grad_norm] on the device, label tokens
+
+    def count(self, loss: Tensor, grad_norm: Tensor, batch: "Batch") -> None:
+        """Take note of one finished step without waiting for its numbers."""
+        self.step += 1
+        self.tokens += batch.label_tokens
+        self.pending.append((torch.stack([loss, grad_norm.to(loss)]), batch.label_tokens))
+
+    def settle(self) -> None:
+        """Wait for the numbers of the steps taken since the last call, and add them up in order."""
+        rows = torch.stack([numbers for numbers, _ in self.pending]).tolist() if self.pending else []
+        for (loss, grad_norm), (_, tokens) in zip(rows, self.pending, strict=True):
+            self.grad_norm = grad_norm
+            if not math.isfinite(loss) or not math.isfinite(grad_norm):
+                self.nonfinite += 1
+                continue
+            for sums in (self.window, self.epoch):
+                sums[0] += loss * tokens
+                sums[1] += tokens
+        self.pending.clear()
+
+    def training_metrics(self, learning_rate: float, plan: Plan) -> dict[str, float]:
+        """Return the row since the last one: the mean loss over its tokens, and where the run stands."""
+        self.settle()
+        nats, tokens = self.window
+        self.window = [0.0, 0.0]
+        return {
+            "train/loss": nats / tokens if tokens else math.nan,  # nats per label token
+            "train/learning_rate": learning_rate,
+            "train/grad_norm": math.nan if self.grad_norm is None else self.grad_norm,
+            "train/epoch": self.step / plan.steps_per_epoch,
+            "train/tokens": self.tokens,
+            "train/nonfinite_steps": self.nonfinite,
+        }
+
+    def judge(self, loss: float, patience: float) -> dict[str, float]:
+        """Compare a validation loss with the best so far, and stop when patience ends; return its row."""
+        nats, tokens = self.epoch
+        self.train_loss, self.epoch = (nats / tokens if tokens else None), [0.0, 0.0]
+        self.eval_loss, self.validations = loss, self.validations + 1
+        if loss < (math.inf if self.best is None else self.best):  # never true of NaN
+            self.previous_best, self.best, self.best_step, self.stale = self.best, loss, self.step, 0
+        else:
+            self.stale += 1
+            self.stopped = "patience" if self.stale >= patience else self.stopped
+        return {"eval/loss": loss, "eval/perplexity": perplexity(loss)}
+
+    @property
+    def is_best(self) -> bool:
+        """Say whether the last validation is the best so far."""
+        return self.validations > 0 and self.stale == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as JSON-able values."""
+        self.settle()
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class MicroBatch(Rows, Protocol):
+    """Rows of one forward pass: int64 tensors [B, T]."""
+
+    def to(self, device: torch.device) -> "MicroBatch": ...
+
+
+class Batch(Protocol):
+    """The examples of one optimizer step."""
+
+    label_tokens: int
+
+    def micro_batches(self, micro_batch_size: int, /) -> Iterator[MicroBatch]: ...
+
+
+class Batches(Protocol):
+    """A pure function of the optimizer step."""
+
+    steps_per_epoch: int
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+class Run(Protocol):
+    """What the engine tells the world (llmexp/run.py)."""
+
+    def log(self, state: State, metrics: dict[str, float]) -> None: ...
+    def validated(self, model: nn.Module, state: State) -> None: ...
+    def checkpoint(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
+    ) -> None: ...
+    def out_of_memory(self, event: oom.Event) -> None: ...

@@ -1,0 +1,91 @@
+"""python -m llmexp.generate run=outputs/<run> prompt="Machine learning is": text from a trained model."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmexp.command import arguments, command, model_folder
+
+
+def main() -> None:
+    """Read the command line, load the model once, print one continuation after another."""
+    command(_generate)
+
+
+def _generate() -> None:
+    given = arguments(
+        sys.argv[1:],
+        {
+            "run": None,  # a run folder, or any folder with a Hugging Face model in it
+            "prompt": "Machine learning is",
+            "which": "best",  # best or final
+            "count": 3,
+            "max_new_tokens": 60,
+            "temperature": 0.8,  # 0: always the likeliest token
+            "seed": 42,
+            "device": "auto",
+        },
+        required=("run",),
+        usage=__doc__,
+    )
+    folder = model_folder(Path(given["run"]), given["which"])
+    from llmexp.model import load_folder, pick_device
+
+    device = pick_device(given["device"])
+    model, tokenizer = load_folder(folder, device)
+    rows = continuations(
+        model,
+        tokenizer,
+        [given["prompt"]] * given["count"],
+        max_new_tokens=given["max_new_tokens"],
+        temperature=given["temperature"],
+        seed=given["seed"],
+    )
+    for row in rows:
+        print(f"{row['prompt']}{row['text']}\n")
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[dict[str, str]]:
+    """Continue each prompt until end-of-text or `max_new_tokens`; deterministic for a seed.
+
+    `temperature` 0 takes the likeliest token every time. Returns rows of prompt and text.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    limit = getattr(model.config, "max_position_embeddings", None) or 10**9
+    training = model.training
+    model.eval()
+    rows = []
+    with torch.no_grad():
+        for number, prompt in enumerate(prompts):
+            ids = tokenizer(prompt, add_special_tokens=False).input_ids or [tokenizer.eos_token_id]
+            ids = torch.tensor([ids[-(limit - 1) :]], device=device)
+            torch.manual_seed(seed + number)
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max(1, min(max_new_tokens, limit - ids.shape[1])),
+                pad_token_id=tokenizer.eos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                use_cache=True,
+                **sampling,
+            )
+            text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+            rows.append({"prompt": prompt, "text": text})
+    model.train(training)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

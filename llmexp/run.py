@@ -1,0 +1,261 @@
+"""One run: its folder, and everybody who watches it (console, logger, sweep).
+
+The engine tells a `Run` what happens to the weights; the run writes it down. The files are the truth.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from llmexp import checkpoint, durable, report
+from llmexp.console import Console
+from llmexp.engine import Plan, State
+from llmexp.errors import RunError
+from llmexp.generate import continuations
+from llmexp.logger import Logger
+from llmexp.memory import oom
+from llmexp.precision import Precision
+from llmexp.signals import Stop
+
+FAILED_SAVES = 3  # in a row, before a run stops
+
+
+class Trial(Protocol):
+    """The sweep's side of a run (llmexp/sweep/trial.py)."""
+
+    def report(self, index: int, loss: float) -> bool: ...
+
+
+@dataclass
+class Run:
+    """Writes down what the engine does; knows nothing of how."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    plan: Plan
+    tokenizer: Any
+    precision: Precision
+    console: Console
+    logger: Logger
+    trial: Trial
+    stop: Stop
+    facts: Mapping[str, Any]  # what a checkpoint remembers of the run: config, data, environment
+    notes: Mapping[str, list[str]]  # what report.md says of plan and data: title -> lines
+
+    def __post_init__(self) -> None:
+        self.metrics = durable.JsonLines(self.folder / "metrics.jsonl")
+        self.timing = durable.JsonLines(self.folder / "timing.jsonl")
+        self.samples = durable.JsonLines(self.folder / "samples.jsonl")
+        self.seen = {"seconds": 0.0, "tokens": 0}  # at the last row of timing
+        self.saved_at = time.monotonic()
+        self.failed_saves = 0
+        self.tokens_per_second = math.nan
+
+    def resume_from(self, state: State) -> None:
+        """Cut the files back to where `state` stands: what came after it happens again."""
+        for file in (self.metrics, self.timing, self.samples):
+            file.truncate_to(state.step)
+        self.seen = {"seconds": state.seconds, "tokens": state.tokens}
+
+    def log(self, state: State, metrics: dict[str, float]) -> None:
+        """Write one row where there is one to write, and move the progress bar."""
+        if metrics:
+            self.metrics.append({"train/global_step": state.step} | {k: plain(v) for k, v in metrics.items()})
+            timing = self._timing(state)
+            self.timing.append({"train/global_step": state.step} | timing)
+            self.logger.log(state.step, metrics | timing)
+            metrics = metrics | timing
+        self.console.step(state.step, self.plan.steps, metrics)
+
+    def _timing(self, state: State) -> dict[str, float]:
+        seconds = state.seconds - self.seen["seconds"]
+        if seconds > 0:
+            self.tokens_per_second = (state.tokens - self.seen["tokens"]) / seconds
+        self.seen = {"seconds": state.seconds, "tokens": state.tokens}
+        row = {"perf/seconds": state.seconds}
+        if seconds > 0:
+            row["perf/tokens_per_second"] = self.tokens_per_second
+        return row | peak_memory()
+
+    def out_of_memory(self, event: oom.Event) -> None:
+        """Tell and record that a step was redone in smaller pieces."""
+        self.console.warning(event.line())
+        self.timing.append({"train/global_step": event.step} | event.as_dict())
+        self.logger.log(event.step, {"memory/micro_batch_size": event.micro_batch_size})
+
+    def validated(self, model: nn.Module, state: State) -> None:
+        """Keep the best model, write samples, tell the person, report to the sweep."""
+        saved = None
+        if state.is_best:
+            saved = self._save_model(model, "best")
+        self._write_samples(model, state)
+        assert state.eval_loss is not None
+        self.console.validation(
+            state.step,
+            state.eval_loss,
+            epoch=round(state.step / self.plan.steps_per_epoch, 2),
+            epochs=round(self.plan.steps / self.plan.steps_per_epoch, 2),
+            train_loss=state.train_loss,
+            is_best=state.is_best,
+            best=state.previous_best if state.is_best else state.best,
+            saved=saved,
+        )
+        if self.trial.report(state.validations - 1, state.eval_loss):
+            state.stopped = "pruned"
+
+    def _write_samples(self, model: nn.Module, state: State) -> None:
+        wanted = self.settings["samples"]
+        if not wanted["prompts"] or not wanted["max_new_tokens"]:
+            return
+        device = next(model.parameters()).device
+        try:
+            with self.precision.autocast(device):
+                rows = continuations(
+                    model,
+                    self.tokenizer,
+                    wanted["prompts"],
+                    max_new_tokens=wanted["max_new_tokens"],
+                    temperature=wanted["temperature"],
+                    seed=self.settings["seed"],
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not oom.is_out_of_memory(error):
+                raise
+            self.console.warning("no samples this time: memory is short")
+            return
+        for row in rows:
+            self.samples.append({"train/global_step": state.step} | row)
+        self.logger.samples(state.step, rows)
+
+    def _save_model(self, model: Any, name: str) -> Path | None:
+        """Write model and tokenizer as a Hugging Face folder that appears at once or not at all."""
+        final = self.folder / name
+        unfinished = durable.temporary(final)
+        try:
+            model.save_pretrained(unfinished)
+            self.tokenizer.save_pretrained(unfinished)
+            durable.sync_tree(unfinished)
+            durable.replace_directory(unfinished, final)
+        except Exception as error:  # OSError, and safetensors' own
+            durable.discard(unfinished)
+            self._save_failed(name, error)
+            return None
+        self.failed_saves = 0
+        return final
+
+    def _save_failed(self, what: str, error: Exception) -> None:
+        self.failed_saves += 1
+        self.console.warning(f"{what} was not saved ({error}); what was saved before is whole")
+        if self.failed_saves >= FAILED_SAVES:
+            raise RunError(
+                f"saving failed {FAILED_SAVES} times in a row ({error}): make room, then resume with "
+                f"resume={self.folder}"
+            )
+
+    def checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+        """Write a checkpoint if one is due: by steps, by the clock, after a validation, or on a signal."""
+        wanted = self.settings["checkpoint"]
+        minutes = (time.monotonic() - self.saved_at) / 60
+        due = (
+            self.plan.validates_at(state.step)
+            or bool(wanted["every_steps"] and state.step % wanted["every_steps"] == 0)
+            or bool(wanted["every_minutes"] and minutes >= wanted["every_minutes"])
+            or self.stop.save_requested
+        )
+        if self.stop.requested:
+            state.stopped = state.stopped or "signal"
+        if due or state.stopped:
+            self.save(model, optimizer, state)
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+        """Write a checkpoint, after the rows it stands for are on the disk."""
+        for file in (self.metrics, self.timing, self.samples):
+            file.sync()
+        folder = self.folder / "checkpoints"
+        # a run that is stopped goes on when it is resumed
+        remembered = {
+            "state": state.as_dict() | {"stopped": None},
+            "micro_batch_size": self.plan.micro_batch_size,
+        } | dict(self.facts)
+        try:
+            checkpoint.save(
+                folder,
+                state.step,
+                model=model,
+                optimizer=optimizer,
+                scaler=self.precision.scaler,
+                state=remembered,
+            )
+            checkpoint.prune(folder, keep=self.settings["checkpoint"]["keep"])
+        except checkpoint.SaveError as error:
+            self._save_failed(f"the checkpoint of step {state.step}", error)
+        else:
+            self.failed_saves = 0
+        self.saved_at = time.monotonic()
+        self.stop.save_requested = False
+
+    def finish(self, model: nn.Module, state: State) -> None:
+        """Write the last model and the report, and say where everything is."""
+        if state.stopped != "signal":
+            self._save_model(model, "final")
+        report.write(self.folder, self.notes)
+        for name in ("loss.png", "report.md"):
+            if (self.folder / name).is_file():
+                self.logger.media(name, self.folder / name)
+        self.console.done(
+            self.folder,
+            seconds=state.seconds,
+            state=OUTCOMES.get(state.stopped, "finished"),
+            best=state.best,
+            best_step=state.best_step,
+            prompt=next(iter(self.settings["samples"]["prompts"]), "Machine learning is"),
+        )
+
+    def summary(self, state: State) -> dict[str, Any]:
+        """Return what a table of runs shows of this one."""
+        return {
+            "best/eval_loss": state.best,
+            "best/step": state.best_step,
+            "steps": state.step,
+            "tokens": state.tokens,
+            "nonfinite_steps": state.nonfinite,
+            "perf/tokens_per_second": self.tokens_per_second,
+        } | peak_memory()
+
+
+OUTCOMES = {
+    None: "finished",
+    "patience": "stopped early",
+    "pruned": "pruned",
+    "signal": "stopped by a signal",
+}
+
+
+def plain(value: float) -> float | str:
+    """Return a number as JSON has it: those that are not finite as text."""
+    return value if math.isfinite(value) else str(value)
+
+
+def peak_memory() -> dict[str, float]:
+    """Return the peak of the GPU's memory so far in GiB, where there is a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"memory/peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def write_request(folder: Path, settings: Mapping[str, Any], overrides: list[str]) -> None:
+    """Write .hydra/: what was asked for, enough to ask for it again."""
+    import yaml
+
+    target = folder / ".hydra"
+    durable.make_folder(target)
+    text = yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False, allow_unicode=True)
+    durable.write_text(target / "config.yaml", text)
+    durable.write_text(target / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))

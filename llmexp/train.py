@@ -1,0 +1,64 @@
+"""python -m llmexp.train: compose the config, build the parts, print the plan, train.
+
+Nothing heavy is imported at the top: --help, --cfg and TAB stay quick.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from llmexp import request
+from llmexp.command import command
+from llmexp.errors import RequestError, RunError
+
+
+def main() -> None:
+    """Check the command line, let Hydra compose and run it; see llmexp/errors.py for the exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning from forked processes
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; we tell them in words, with the right exit code
+    command(_main)
+
+
+def _main() -> None:
+    sys.argv[1:] = request.prepare(sys.argv[1:])
+    try:
+        _hydra_main()
+    except (HydraException, OmegaConfBaseException) as problem:
+        raise RequestError(str(problem)) from None
+
+
+@hydra.main(config_path=str(request.CONF), config_name="train", version_base="1.3")
+def _hydra_main(composed: DictConfig) -> float | None:
+    """Run one job: the best validation loss in nats per token, which a sweep minimises."""
+    from llmexp.sweep.trial import run_trial
+
+    job = HydraConfig.get()
+    try:
+        return run_trial(
+            lambda trial: _train(composed, Path(job.runtime.output_dir), list(job.overrides.task), trial)
+        )
+    except (RequestError, RunError) as problem:
+        if job.mode == RunMode.MULTIRUN:  # the sweep goes on with the next job
+            raise
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+
+
+def _train(composed: DictConfig, folder: Path, overrides: list[str], trial: object) -> float | None:
+    from llmexp import config
+    from llmexp.job import train
+
+    settings = request.resolved(composed)
+    config.check(settings)
+    return train(settings, folder, overrides, trial)
+
+
+if __name__ == "__main__":
+    main()
