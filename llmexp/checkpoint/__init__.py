@@ -15,8 +15,8 @@ No pickle anywhere: reading a checkpoint can not run code.
 """
 
 from llmexp.checkpoint.resume import config_differences, environment, environment_differences
-from llmexp.checkpoint.shelf import defect, find, newest, prune, remove_after
-from llmexp.checkpoint.store import Saved, SaveError, load, peek, save
+from llmexp.checkpoint.shelf import SaveError, defect, find, newest, prune, remove_after
+from llmexp.checkpoint.store import Saved, load, peek, save
 
 __all__ = [
     "SaveError",

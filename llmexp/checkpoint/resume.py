@@ -2,33 +2,36 @@
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-# these change how a run fits, what it shows and what it keeps, never what a step learns
+# what a run shows, keeps and stops at; never what a step learns
 SAFE = (
     "checkpoint",
-    "hw",
     "logger",
     "resume",
     "run",
     "samples",
     "sweep",
-    "train.activation_checkpointing",
     "train.log_every",
-    "train.micro_batch_size",
     "train.on_nonfinite",
     "train.patience",
     "train.validate_every",
 )
 
+# how a run fits: the same sums, which another cut rounds differently
+FIT = ("hw", "train.activation_checkpointing", "train.micro_batch_size")
+
 # more of them is safe for the steps behind us. The steps ahead follow the longer schedule: the
 # learning rate is a function of progress = step / total steps, so it rises at the seam, and the end
 # differs from that of a run planned so long from the start.
 GROWING = ("train.epochs", "train.max_steps")
+
+_version = cache(version)  # it reads a file each time
 
 
 def environment(model: "torch.nn.Module") -> dict[str, Any]:
@@ -39,7 +42,7 @@ def environment(model: "torch.nn.Module") -> dict[str, Any]:
     cuda = parameter.device.type == "cuda"
     return {
         "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "transformers": _version("transformers"),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(parameter.device)
         if cuda
@@ -71,13 +74,20 @@ def config_differences(
         old, new = before.get(key), now.get(key)
         if old == new:
             continue
-        safe = _is_safe(key) or (key in GROWING and _limit(new) > _limit(old))
-        (allowed if safe else refused).append(f"{key}: {old} then, {new} now")
+        told = f"{key}: {old} then, {new} now"
+        if _is_below(key, SAFE):
+            allowed.append(told)
+        elif _is_below(key, FIT):
+            allowed.append(f"{told} (the same gradient, rounded differently)")
+        elif key in GROWING and _limit(new) > _limit(old):
+            allowed.append(f"{told} (the learning rate ahead follows the longer run)")
+        else:
+            refused.append(told)
     return allowed, refused
 
 
-def _is_safe(key: str) -> bool:
-    return any(key == safe or key.startswith(f"{safe}.") for safe in SAFE)
+def _is_below(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _limit(value: float | None) -> float:

@@ -1,16 +1,21 @@
 """The folder of checkpoints: what is whole, what is newest, what may go."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from llmexp import durable
-from llmexp.errors import RequestError
+from llmexp.errors import RequestError, RunError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+class SaveError(RunError):
+    """The disk refused; the checkpoints that are there are whole, and training may go on."""
 
 
 def defect(path: Path) -> str | None:
@@ -63,7 +68,7 @@ def find(where: Path) -> tuple[Path, list[str]]:
 def prune(folder: Path, keep: int = 2, *, best_step: int | None = None) -> list[Path]:
     """Remove all but the `keep` newest checkpoints and that of `best_step`; return those removed.
 
-    The newest valid one is read back, hash for hash, before anything goes. Raises OSError.
+    The newest valid one is read back, hash for hash, before anything goes. Raises SaveError.
     """
     steps = _steps(folder)
     complete = [path for path in steps if _read_manifest(path)[0] is None]
@@ -74,17 +79,23 @@ def prune(folder: Path, keep: int = 2, *, best_step: int | None = None) -> list[
         return []
     oldest = min(valid, *complete[:keep])
     doomed = [path for path in steps if path < oldest and _step_of(path) != best_step]
-    for path in doomed:
-        durable.remove_directory(path)
+    _remove(doomed)
     return doomed
 
 
 def remove_after(folder: Path, step: int) -> list[Path]:
     """Remove the checkpoints after `step`, which a run continued from there writes anew."""
     doomed = [path for path in _steps(folder) if _step_of(path) > step]
-    for path in doomed:
-        durable.remove_directory(path)
+    _remove(doomed)
     return doomed
+
+
+def _remove(doomed: list[Path]) -> None:
+    for path in doomed:
+        try:
+            durable.remove_directory(path)
+        except OSError as error:
+            raise SaveError(f"{path} could not be removed: {error.strerror}") from error
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -101,8 +112,9 @@ def _step_of(path: Path) -> int:
 
 
 def manifest(files: dict[str, dict[str, Any]]) -> bytes:
-    """Write size and SHA-256 by file name, in the one accepted way: any changed byte shows."""
-    return durable.encode({"format": FORMAT, "files": files}, indent=1)
+    """Write size and SHA-256 by file name, and the manifest's own hash: any changed byte shows."""
+    own = hashlib.sha256(durable.encode(files)).hexdigest()
+    return durable.encode({"format": FORMAT, "files": files, "sha256": own}, indent=1)
 
 
 def _read_manifest(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
@@ -115,20 +127,20 @@ def _read_manifest(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
         return f"{MANIFEST} cannot be read: {error.strerror}", {}
     try:
         content = json.loads(data)
-        files = content["files"]
-        if content["format"] != FORMAT:
-            return f"{MANIFEST} has format {content['format']}, this version reads {FORMAT}", {}
-        if data != manifest(files) or files.keys() != {MODEL, OPTIMIZER, STATE}:
-            raise ValueError
-        sizes = {name: int(entry["size"]) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        form, files = content["format"], content["files"]
+        whole = data == manifest(files) if form == FORMAT else None
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if whole is None:
+        return f"{MANIFEST} has format {form}, this version reads {FORMAT}", {}
+    if not whole:
         return f"{MANIFEST} is damaged", {}
-    for name, size in sizes.items():
-        file = path / name
-        if not file.is_file():
+    for name, entry in files.items():
+        size = (path / name).stat().st_size if (path / name).is_file() else None
+        if size is None:
             return f"{name} is missing", {}
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size:,} bytes, {size:,} were written", {}
+        if size != entry["size"]:
+            return f"{name} has {size:,} bytes, {entry['size']:,} were written", {}
     return None, files
 
 

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from llmexp import durable
 from llmexp.checkpoint.resume import environment
-from llmexp.checkpoint.shelf import MANIFEST, MODEL, OPTIMIZER, STATE, defect, manifest
-from llmexp.errors import RequestError, RunError
+from llmexp.checkpoint.shelf import (
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    SaveError,
+    defect,
+    manifest,
+)
+from llmexp.errors import RequestError
 
 if TYPE_CHECKING:
     import torch
 
 GIB = 1 << 30
-
-
-class SaveError(RunError):
-    """A checkpoint could not be written; those before it are whole, and training may go on."""
 
 
 @dataclass(frozen=True)

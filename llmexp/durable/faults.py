@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,7 @@ def trials(
         number, running = 0, True
         while running:
             subject = prepare()
-            running = _strike(fault, number, lambda subject=subject: work(subject))
+            running = _strike(fault, number, partial(work, subject))
             yield f"{fault} at operation {number}", subject
             number += 1
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from llmexp.durable import disk
@@ -62,6 +63,17 @@ class JsonLines:
     def close(self) -> None:
         """Close the file without waiting for the disk."""
         self._file.close()
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _open(self) -> None:
         self._file = disk.open_end(self.path)
