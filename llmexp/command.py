@@ -10,7 +10,8 @@ from llmexp.errors import RequestError, RunError
 
 
 def command(body: Callable[[], None]) -> None:
-    """Run `body`: a mistake of the user ends it with its exit code and no traceback; ours keep theirs."""
+    """Run `body`: a mistake of the user ends it with its exit code and no traceback; ours keep
+    theirs."""
     try:
         body()
     except (RequestError, RunError) as problem:
@@ -51,7 +52,10 @@ def arguments(
             try:
                 values[key] = kind(text)
             except ValueError:
-                mistakes.append(f"{argument} does not hold: {key} must be {'a whole number' if kind is int else 'a number'}")
+                mistakes.append(
+                    f"{argument} does not hold: {key} must be "
+                    f"{'a whole number' if kind is int else 'a number'}"
+                )
     mistakes += [f"{key}=... is needed" for key in required if values[key] is None]
     refuse(mistakes)
     return values
@@ -69,11 +73,16 @@ def model_folder(run: Path, which: str) -> Path:
         return folder
     others = [path.parent.name for path in sorted(run.glob("*/config.json"))]
     cure = f"use which={others[0]}" if others else "is it a run folder, and has it validated once?"
-    raise RequestError(f"{run} holds no {which}/ model: {cure}" if run.is_dir() else f"the folder {run} does not exist")
+    raise RequestError(
+        f"{run} holds no {which}/ model: {cure}"
+        if run.is_dir()
+        else f"the folder {run} does not exist"
+    )
 
 
 def saved_settings(run: Path) -> dict[str, Any]:
-    """Return the resolved settings of the run in `run`. Raises RequestError where it is no run folder."""
+    """Return the resolved settings of the run in `run`. Raises RequestError where it is no run
+    folder."""
     import yaml
 
     path = run / ".hydra" / "config.yaml"

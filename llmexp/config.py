@@ -1,7 +1,9 @@
-"""Strict configuration: every mistake of a request, found before anything is loaded, in one message.
+"""Strict configuration: every mistake of a request, found before anything is loaded, in one
+message.
 
-Hydra refuses an unknown key on the command line, but neither behind a `+` nor inside a patch file. Here one
-table states the laws of the global keys, the signature of a part's `_target_` those of its arguments.
+Hydra refuses an unknown key on the command line, but neither behind a `+` nor inside a patch file.
+Here one table states the laws of the global keys, the signature of a part's `_target_` those of its
+arguments.
 """
 
 import difflib
@@ -33,7 +35,9 @@ class Rule:
     def __or__(self, word: str | None) -> "Rule":
         """Allow one more value: a word, or None."""
         shown = "null" if word is None else word
-        return Rule(f"{self.law}, or {shown}", lambda v: v == word or (v is not None and self.holds(v)))
+        return Rule(
+            f"{self.law}, or {shown}", lambda v: v == word or (v is not None and self.holds(v))
+        )
 
 
 def _is_number(value: object) -> bool:
@@ -42,7 +46,9 @@ def _is_number(value: object) -> bool:
 
 def _whole(low: int, high: int | None = None) -> Rule:
     law = f"a whole number from {low:,}" + ("" if high is None else f" to {high:,}")
-    return Rule(law, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= (high or v))
+    return Rule(
+        law, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= (high or v)
+    )
 
 
 def _number(law: str, holds: Callable[[float], bool]) -> Rule:
@@ -56,7 +62,9 @@ def _choice(*words: str) -> Rule:
 POSITIVE = _number("a number above 0", lambda v: 0 < v < math.inf)
 NOT_NEGATIVE = _number("a number from 0", lambda v: 0 <= v < math.inf)
 FRACTION = _number("a number from 0 to below 1", lambda v: 0 <= v < 1)
-SHARE = _number("below 1 (a fraction of the run) or a whole number of steps", lambda v: 0 <= v < 1 or v % 1 == 0)
+SHARE = _number(
+    "below 1 (a fraction of the run) or a whole number of steps", lambda v: 0 <= v < 1 or v % 1 == 0
+)
 TEXT = Rule("a text", lambda v: isinstance(v, str) and bool(v.strip()))
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))
 NAME = Rule(
@@ -118,7 +126,8 @@ PART_RULES: Mapping[str, Rule] = {
 
 
 def check(settings: Mapping[str, Any], *, parts: bool = True) -> None:
-    """Raise RequestError with all mistakes in `settings`, each with its law, its value and its cure.
+    """Raise RequestError with all mistakes in `settings`, each with its law, its value and its
+    cure.
 
     `parts=False` leaves out what needs the parts' code imported.
     """
@@ -159,7 +168,8 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _secrets(settings: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key} looks like a secret, and no secret has a config field (it would be written to disk): "
+        f"{key} looks like a secret, and no secret has a config field (it would be written to "
+        "disk): "
         "keep it in the environment, as in HF_TOKEN or WANDB_API_KEY"
         for key, _ in flat(settings)
         if SECRET.search(key)
@@ -188,13 +198,19 @@ def _broken(leaves: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
 
 def shown(value: object) -> str:
     """Return a value as the command line writes it."""
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _part(part: str, node: Any) -> list[str]:
     """Check one part: its target, its arguments against the target's signature, its values."""
     if not isinstance(node, Mapping) or "_target_" not in node:
-        return [f"{part} is no part: it must be one call, `_target_` and its arguments (conf/{part}/)"]
+        return [
+            f"{part} is no part: it must be one call, `_target_` and its arguments (conf/{part}/)"
+        ]
     arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     try:
         target = resolve(str(node["_target_"]))
@@ -203,12 +219,17 @@ def _part(part: str, node: Any) -> list[str]:
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     expected = inspect.signature(target).parameters
     mistakes = [
-        f"{part}.{key} is no argument of {node['_target_']}{nearest(f'{part}.{key}', [f'{part}.{k}' for k in expected])}"
+        f"{part}.{key} is no argument of "
+        f"{node['_target_']}{nearest(f'{part}.{key}', [f'{part}.{k}' for k in expected])}"
         for key in arguments
         if key not in expected and not SECRET.search(key)
     ]
     given = {key: value for key, value in arguments.items() if key in expected}
-    mistakes += [f"{part}.{key} has no value yet: give it one, as in {part}.{key}=..." for key, value in given.items() if value == "???"]
+    mistakes += [
+        f"{part}.{key} has no value yet: give it one, as in {part}.{key}=..."
+        for key, value in given.items()
+        if value == "???"
+    ]
     leaves = {f"{part}.{key}": value for key, value in given.items()}
     mistakes += _broken(leaves, PART_RULES)
     for key, value in given.items():
@@ -226,7 +247,8 @@ def resolve(target: str) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
     if not _allowed(module):
         raise RequestError(
-            f"{target} is outside {' and '.join(TARGETS)}. A config is code: what it may call is listed in "
+            f"{target} is outside {' and '.join(TARGETS)}. A config is code: what it may call is "
+            "listed in "
             "llmexp/config.py (TARGETS)"
         )
     try:
@@ -239,7 +261,8 @@ def resolve(target: str) -> Callable[..., Any]:
 
 
 def call(node: Mapping[str, Any], *args: Any) -> Any:
-    """Make the call that a part describes; with `_partial_: true`, return it ready to be completed."""
+    """Make the call that a part describes; with `_partial_: true`, return it ready to be
+    completed."""
     arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     target = functools.partial(resolve(node["_target_"]), *args, **arguments)
     return target if node.get("_partial_") else target()
@@ -264,8 +287,12 @@ def _typed(hint: Any) -> Rule | None:
         words = typing.get_args(hint)
         return Rule("one of " + ", ".join(map(shown, words)), lambda v: v in words)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    rules = [_typed(o) if typing.get_origin(o) is typing.Literal else SCALARS.get(o) for o in options]
+    rules = [
+        _typed(o) if typing.get_origin(o) is typing.Literal else SCALARS.get(o) for o in options
+    ]
     if not rules or any(rule is None for rule in rules):
         return None
     known = [rule for rule in rules if rule is not None]
-    return Rule(" or ".join(rule.law for rule in known), lambda v: any(rule.holds(v) for rule in known))
+    return Rule(
+        " or ".join(rule.law for rule in known), lambda v: any(rule.holds(v) for rule in known)
+    )

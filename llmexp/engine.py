@@ -1,6 +1,7 @@
 """The engine: everything that happens to a weight.
 
-`fit` is the whole of training on one screen. It speaks PyTorch and does not know where its parts come from.
+`fit` is the whole of training on one screen. It speaks PyTorch and does not know where its parts
+come from.
 """
 
 import math
@@ -85,8 +86,8 @@ def accumulate(
 ) -> Tensor:
     """Add the gradient of one optimizer step to the parameters; return its loss, a detached scalar.
 
-    The loss is the mean over the label tokens of the whole step, in nats per token. A function of its
-    own, so that nothing of a pass that ran out of memory outlives it.
+    The loss is the mean over the label tokens of the whole step, in nats per token. A function of
+    its own, so that nothing of a pass that ran out of memory outlives it.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
@@ -155,7 +156,8 @@ class Plan:
 
 @dataclass
 class State:
-    """Where a run stands after `step` optimizer steps: all that a resume needs beside the tensors."""
+    """Where a run stands after `step` optimizer steps: all that a resume needs beside the
+    tensors."""
 
     step: int = 0
     tokens: int = 0  # label tokens trained on
@@ -167,8 +169,12 @@ class State:
     validations: int = 0
     nonfinite: int = 0  # steps whose update was skipped
     stopped: str | None = None  # why the run ends before its steps are done
-    window: list[float] = field(default_factory=lambda: [0.0, 0.0])  # nats, tokens since the last row
-    epoch: list[float] = field(default_factory=lambda: [0.0, 0.0])  # likewise since the last validation
+    window: list[float] = field(
+        default_factory=lambda: [0.0, 0.0]
+    )  # nats, tokens since the last row
+    epoch: list[float] = field(
+        default_factory=lambda: [0.0, 0.0]
+    )  # likewise since the last validation
     train_loss: float | None = None  # mean between the last two validations
     grad_norm: float | None = None  # of the last step, before clipping
     seconds: float = 0.0  # spent in training steps; differs between identical runs
@@ -184,7 +190,9 @@ class State:
 
     def settle(self) -> None:
         """Wait for the numbers of the steps taken since the last call, and add them up in order."""
-        rows = torch.stack([numbers for numbers, _ in self.pending]).tolist() if self.pending else []
+        rows = (
+            torch.stack([numbers for numbers, _ in self.pending]).tolist() if self.pending else []
+        )
         for (loss, grad_norm), (_, tokens) in zip(rows, self.pending, strict=True):
             self.grad_norm = grad_norm
             if not math.isfinite(loss) or not math.isfinite(grad_norm):
@@ -196,7 +204,8 @@ class State:
         self.pending.clear()
 
     def training_metrics(self, learning_rate: float, plan: Plan) -> dict[str, float]:
-        """Return the row since the last one: the mean loss over its tokens, and where the run stands."""
+        """Return the row since the last one: the mean loss over its tokens, and where the run
+        stands."""
         self.settle()
         nats, tokens = self.window
         self.window = [0.0, 0.0]
@@ -210,12 +219,18 @@ class State:
         }
 
     def judge(self, loss: float, patience: float) -> dict[str, float]:
-        """Compare a validation loss with the best so far, and stop when patience ends; return its row."""
+        """Compare a validation loss with the best so far, and stop when patience ends; return its
+        row."""
         nats, tokens = self.epoch
         self.train_loss, self.epoch = (nats / tokens if tokens else None), [0.0, 0.0]
         self.eval_loss, self.validations = loss, self.validations + 1
         if loss < (math.inf if self.best is None else self.best):  # never true of NaN
-            self.previous_best, self.best, self.best_step, self.stale = self.best, loss, self.step, 0
+            self.previous_best, self.best, self.best_step, self.stale = (
+                self.best,
+                loss,
+                self.step,
+                0,
+            )
         else:
             self.stale += 1
             self.stopped = "patience" if self.stale >= patience else self.stopped

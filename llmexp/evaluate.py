@@ -1,4 +1,5 @@
-"""python -m llmexp.evaluate run=outputs/<run>: the loss of a trained model on validation data, or on a file."""
+"""python -m llmexp.evaluate run=outputs/<run>: the loss of a trained model on validation data, or
+on a file."""
 
 import json
 import sys
@@ -18,7 +19,7 @@ def _evaluate() -> None:
         {
             "run": None,  # a run folder
             "which": "best",  # best or final
-            "data": None,  # another file, of the same kind as the run's; null: the run's validation set
+            "data": None,  # another file of the same kind; without it: the run's validation set
             "micro_batch_size": 8,  # rows per forward pass; changes the speed, not the result
             "precision": "fp32",
             "device": "auto",

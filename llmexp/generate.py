@@ -1,4 +1,5 @@
-"""python -m llmexp.generate run=outputs/<run> prompt="Machine learning is": text from a trained model."""
+"""python -m llmexp.generate run=outputs/<run> prompt="Machine learning is": text from a trained
+model."""
 
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,11 @@ def continuations(
             ids = tokenizer(prompt, add_special_tokens=False).input_ids or [tokenizer.eos_token_id]
             ids = torch.tensor([ids[-(limit - 1) :]], device=device)
             torch.manual_seed(seed + number)
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
+            sampling = (
+                {"do_sample": True, "temperature": temperature, "top_k": 50}
+                if temperature
+                else {"do_sample": False}
+            )
             output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),

@@ -26,7 +26,7 @@ log = logging.getLogger("llmexp")
 Settings = Mapping[str, Any]
 
 
-def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) -> float | None:
+def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) -> float:
     """Train as `settings` say, in the run folder `folder`; return the best validation loss.
 
     Raises RequestError for what cannot be done, RunError for what went wrong on the way.
@@ -63,7 +63,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
         fit(parts, plan, run, state)
     if stop.requested:
         sys.exit(stop.requested)
-    return state.best
+    return math.nan if state.best is None else state.best
 
 
 def fit(parts: "Parts", plan: engine.Plan, run: Run, state: engine.State) -> None:
@@ -106,7 +106,8 @@ class Parts:
 
 
 def build(settings: Settings) -> Parts:
-    """Build every part. Cheap checks come first, so that a wrong request is refused within seconds."""
+    """Build every part. Cheap checks come first, so that a wrong request is refused within
+    seconds."""
     source = config.call(settings["data"])
     blueprint = config.call(settings["model"])
     device = pick_device(settings["hw"]["device"])
@@ -152,7 +153,8 @@ def build(settings: Settings) -> Parts:
 
 
 def derive(settings: Settings, parts: Parts) -> engine.Plan:
-    """Derive the numbers of the run: steps from epochs and batch size, the micro-batch from what fits."""
+    """Derive the numbers of the run: steps from epochs and batch size, the micro-batch from what
+    fits."""
     wanted = settings["train"]
     per_epoch = parts.batches.steps_per_epoch
     micro_batch_size = wanted["micro_batch_size"]
@@ -173,15 +175,16 @@ def derive(settings: Settings, parts: Parts) -> engine.Plan:
 def where_to_start(resume: str | None, folder: Path) -> Path | None:
     """Return the checkpoint to continue from, or None to begin at step 0.
 
-    Raises RequestError where the folder holds a run and nobody asked to continue it, and where none of its
-    checkpoints can be used: a run is never silently begun again.
+    Raises RequestError where the folder holds a run and nobody asked to continue it, and where none
+    of its checkpoints can be used: a run is never silently begun again.
     """
     checkpoints = folder / "checkpoints"
     durable.remove_leftovers(checkpoints)
     if resume is None:
         if (folder / "metrics.jsonl").exists():
             raise RequestError(
-                f"{folder} holds a run already: add resume=auto to continue it, or choose another run.name"
+                f"{folder} holds a run already: add resume=auto to continue it, or choose another "
+                "run.name"
             )
         return None
     if resume != "auto" and Path(resume).parent.name == "checkpoints":
@@ -197,7 +200,8 @@ def where_to_start(resume: str | None, folder: Path) -> Path | None:
 
 
 def refuse_other_settings(saved: Settings, settings: Settings, folder: Path) -> None:
-    """Tell which settings changed since the run began; refuse those that would make it another run."""
+    """Tell which settings changed since the run began; refuse those that would make it another
+    run."""
     allowed, refused = checkpoint.config_differences(saved, settings)
     if refused:
         raise RequestError(
@@ -213,7 +217,8 @@ def refuse_other_data(saved: str, fingerprint: str) -> None:
     """Refuse to continue a run on other data than it began with."""
     if saved != fingerprint:
         raise RequestError(
-            "the data changed since this run began (other text, split or tokenizer), so the rest of it would not be "
+            "the data changed since this run began (other text, split or tokenizer), so the rest "
+            "of it would not be "
             "the same run: bring the old files back, or start a new run"
         )
 
@@ -224,7 +229,8 @@ def refuse_long_rows(settings: Settings, architecture: Any) -> None:
     length = settings["data"]["max_length"]
     if length > positions:
         raise RequestError(
-            f"data.max_length={length} is more than the {positions} positions of {settings['model']['name']}: "
+            f"data.max_length={length} is more than the {positions} positions of "
+            f"{settings['model']['name']}: "
             f"use data.max_length={positions}"
         )
 
@@ -287,9 +293,12 @@ def plan_lines(settings: Settings, parts: Parts, plan: engine.Plan) -> list[str]
     return [
         f"plan    {parts.name}: {parameter_count(parts.model):,} parameters, {weights}",
         f"  on      {device_name(parts.device)}, {parts.precision.name} ({parts.precision.reason})",
-        f"  step    {size} examples = {passes} x up to {min(rows, plan.micro_batch_size)} rows of at most "
-        f"{settings['data']['max_length']} tokens (micro-batch x accumulation follow from what fits)",
-        f"  run     {plan.steps:,} steps = {plan.steps / plan.steps_per_epoch:.2f} epochs of {plan.steps_per_epoch:,}"
+        f"  step    {size} examples = {passes} x up to {min(rows, plan.micro_batch_size)} rows of "
+        "at most "
+        f"{settings['data']['max_length']} tokens (micro-batch x accumulation follow from what "
+        "fits)",
+        f"  run     {plan.steps:,} steps = {plan.steps / plan.steps_per_epoch:.2f} epochs of "
+        f"{plan.steps_per_epoch:,}"
         f" steps, a validation every {settings['train']['validate_every']:g} epochs",
     ]
 

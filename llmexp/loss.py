@@ -1,4 +1,5 @@
-"""The loss: cross-entropy in nats, summed over the label tokens, never with the logits of all of them at once.
+"""The loss: cross-entropy in nats, summed over the label tokens, never with the logits of all of
+them at once.
 
 Shapes: B rows, T positions, N label tokens, D model width, V vocabulary.
 """
@@ -39,7 +40,8 @@ class Head:
 
 
 def head_of(model: Any) -> Head:
-    """Read the head of a transformers causal LM. Raises AttributeError where the family has none."""
+    """Read the head of a transformers causal LM. Raises AttributeError where the family has
+    none."""
     projection = model.get_output_embeddings()
     config = model.config
     scale = float(getattr(config, "logit_scale", None) or 1.0)
@@ -58,7 +60,8 @@ def hidden_states(model: Any, rows: Rows) -> Tensor:
 
 
 def token_losses(model: Any, rows: Rows) -> Tensor:
-    """Return the loss of every label token, [N] float32, in row-major order: the evaluation's view."""
+    """Return the loss of every label token, [N] float32, in row-major order: the evaluation's
+    view."""
     labels = rows.targets != IGNORE
     targets = rows.targets[labels]
     if not reaches_head(model):
@@ -71,10 +74,11 @@ def token_losses(model: Any, rows: Rows) -> Tensor:
 
 
 def loss_sum(model: Any, rows: Rows) -> Tensor:
-    """Return the sum of the losses of all label tokens, a scalar in nats that can be differentiated.
+    """Return the sum of the losses of all label tokens, a scalar in nats that can be
+    differentiated.
 
-    Divide by the label tokens of the whole optimizer step, not of this forward pass: then the gradient
-    does not depend on how the step was cut.
+    Divide by the label tokens of the whole optimizer step, not of this forward pass: then the
+    gradient does not depend on how the step was cut.
     """
     labels = rows.targets != IGNORE
     targets = rows.targets[labels]
@@ -86,7 +90,7 @@ def loss_sum(model: Any, rows: Rows) -> Tensor:
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        total: Tensor = ChunkedCrossEntropy.apply(
+        total: Tensor = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, targets, head.scale, head.softcap
         )
     return total
@@ -102,14 +106,15 @@ def full_logits(model: Any, rows: Rows) -> Tensor:
 class ChunkedCrossEntropy(torch.autograd.Function):
     """sum(cross_entropy(head(hidden), targets)) with [CHUNK, V] logits alive at a time.
 
-    In bf16, fp32 and fp64 the gradients are made in the forward pass, chunk by chunk while the logits are
-    at hand: one matrix product with the head less than recomputing them. In fp16 small probabilities would
-    underflow before the loss scale reaches them, so there the chunks are computed again in the
+    In bf16, fp32 and fp64 the gradients are made in the forward pass, chunk by chunk while the
+    logits are at hand: one matrix product with the head less than recomputing them. In fp16 small
+    probabilities would underflow before the loss scale reaches them, so there the chunks are
+    computed again in the
     backward pass, with the scale applied in fp32 first.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,  # [N, D], the dtype of the matrix products
         weight: Tensor,  # [V, D]
@@ -119,31 +124,30 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         ctx.head = scale, softcap
-        ctx.recompute = hidden.dtype == torch.float16
-        wanted = [False] * 3 if ctx.recompute else list(ctx.needs_input_grad[:3])
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        wanted = [hidden.dtype != torch.float16 and needs for needs in ctx.needs_input_grad[:3]]
         head = Head(weight, bias, scale, softcap)
         total, grads = _sweep(hidden, head, targets, None, wanted)
-        if ctx.recompute:
-            ctx.save_for_backward(hidden, weight, bias, targets)
-        else:
-            ctx.save_for_backward(*grads)
+        ctx.grads = grads if any(wanted) else None
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if ctx.recompute:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None  # scaled in place, hence good for one backward pass
+        if grads is not None:
+            grads = tuple(None if grad is None else grad.mul_(upstream) for grad in grads)
+        else:
             hidden, weight, bias, targets = ctx.saved_tensors
             head = Head(weight, bias, *ctx.head)
             _, grads = _sweep(hidden, head, targets, upstream, list(ctx.needs_input_grad[:3]))
-        else:
-            grads = tuple(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors)
         return (*grads, None, None, None)
 
 
 def _sweep(
     hidden: Tensor, head: Head, targets: Tensor, upstream: Tensor | None, wanted: list[bool]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Go through the chunks once: the loss sum, and the gradients `wanted` for hidden, weight and bias."""
+    """Go through the chunks once: the loss sum, and the gradients `wanted` for hidden, weight and
+    bias."""
     weight, exact = head.weight.to(hidden.dtype), torch.promote_types(hidden.dtype, torch.float32)
     d_hidden = torch.empty_like(hidden) if wanted[0] else None
     d_weight = torch.zeros_like(head.weight) if wanted[1] else None
@@ -178,29 +182,41 @@ def _sweep(
 
 
 def reaches_head(model: Any) -> bool:
-    """Say whether `base_model` and `head_of` give this model's own logits; `probe_head` found out."""
+    """Say whether `base_model` and `head_of` give this model's own logits; `probe_head` found
+    out."""
     return bool(getattr(model, "llmexp_reaches_head", False))
+
+
+@dataclass
+class Probe:
+    """A few tokens to try a model on."""
+
+    input_ids: Tensor
+    targets: Tensor
+    position_ids: Tensor | None
 
 
 @torch.no_grad()
 def probe_head(model: nn.Module) -> str | None:
-    """Try base model and head against the model's own logits, once; return why not, or None where they agree.
+    """Try base model and head against the model's own logits, once; return why not, or None where
+    they agree.
 
     Where they do not (a family that does more between them), the loss takes the full logits.
     """
 
-    class Probe:
-        input_ids = torch.arange(4, device=next(model.parameters()).device)[None]
-        position_ids = None
-        targets = input_ids
-
+    ids = torch.arange(4, device=next(model.parameters()).device)[None]
+    rows = Probe(input_ids=ids, targets=ids, position_ids=None)
     training = model.training
     model.eval()
     try:
-        ours = head_of(model).logits(hidden_states(model, Probe()))
-        theirs = full_logits(model, Probe()).to(ours.dtype)
+        ours = head_of(model).logits(hidden_states(model, rows))
+        theirs = full_logits(model, rows).to(ours.dtype)
         error = (ours - theirs).abs().max().item()
-        why = None if error < 1e-3 * max(1.0, theirs.abs().max().item()) else f"logits differ by {error:.2g}"
+        why = (
+            None
+            if error < 1e-3 * max(1.0, theirs.abs().max().item())
+            else f"logits differ by {error:.2g}"
+        )
     except (AttributeError, TypeError, RuntimeError) as problem:
         why = f"{type(problem).__name__}: {problem}"
     model.train(training)

@@ -24,7 +24,13 @@ DROPOUTS = (
 )
 
 READABLE = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
-FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]  # no pickle, no copies of other frameworks
+FILES = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.safetensors",
+]  # no pickle, no copies of other frameworks
 
 NEEDED = """Bring the files once, by a machine that has a network:
     hf download {name} config.json generation_config.json model.safetensors tokenizer.json \\
@@ -41,7 +47,9 @@ class Model:
 
     name: str  # for people and folder names; a hub id or folder with model=hf
     weights: str | None  # hub id or local folder; None: fresh weights
-    tokenizer: str | None  # hub id or local folder; None: beside the weights, or trained on the data
+    tokenizer: (
+        str | None
+    )  # hub id or local folder; None: beside the weights, or trained on the data
     architecture: dict[str, int] | None  # of a GPT-2; None: as the model's own config.json says
     dropout: float | None  # None: as the model's own config.json says
     lr: float  # the peak learning rate that suits these weights; conf/optimizer refers to it
@@ -64,14 +72,16 @@ class Model:
 
     def load_tokenizer(self, texts: Iterable[str], *, vocab_size: int) -> Any:
         """Return the tokenizer: as named, as found beside the weights, or trained on `texts`."""
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, GPT2TokenizerFast
 
         source = self.tokenizer or self.weights or (None if self.architecture else self.name)
         if source is None:
             return train_tokenizer(texts, vocab_size=vocab_size)
         folder = found(source)
+        told = any((Path(folder) / name).is_file() for name in READABLE if name != "vocab.json")
+        kind = AutoTokenizer if told else GPT2TokenizerFast  # a bare vocab.json and merges.txt
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as problem:
             raise RequestError(
                 f"{source} holds no tokenizer that can be read ({first_line(problem)}): add its "
@@ -79,7 +89,8 @@ class Model:
             ) from None
         if tokenizer.eos_token_id is None:
             raise RequestError(
-                f"the tokenizer in {source} names no end-of-text token (eos_token), so a model could "
+                f"the tokenizer in {source} names no end-of-text token (eos_token), so a model "
+                "could "
                 "not learn to stop: name one in its tokenizer_config.json"
             )
         return tokenizer
@@ -93,7 +104,8 @@ class Model:
 
         if len(tokenizer) > config.vocab_size:
             raise RequestError(
-                f"the tokenizer has {len(tokenizer):,} entries, {self.name} only {config.vocab_size:,}:"
+                f"the tokenizer has {len(tokenizer):,} entries, {self.name} only "
+                f"{config.vocab_size:,}:"
                 " use the model's own tokenizer (model.tokenizer=null)"
             )
         if self.weights is None:
@@ -128,7 +140,8 @@ class Model:
             ) from None
         if missing := sorted(report["missing_keys"]):
             raise RequestError(
-                f"model.weights={self.weights} lacks {len(missing)} of the model's tensors, the first "
+                f"model.weights={self.weights} lacks {len(missing)} of the model's tensors, the "
+                "first "
                 f"is {missing[0]}: they would stay random. Is it a checkpoint of another model?"
             )
         return model
@@ -154,19 +167,24 @@ def found(source: str) -> str:
 
 
 def _hub_folder(repo: str) -> str:
-    """Fetch the files of `repo` from the hub, or take its cached copy where the hub cannot be reached."""
+    """Fetch the files of `repo` from the hub, or take its cached copy where the hub cannot be
+    reached."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import get_session
 
     try:
         try:
-            get_session().head(constants.ENDPOINT, timeout=5)  # one try: downloads would retry for long
+            get_session().head(
+                constants.ENDPOINT, timeout=5
+            )  # one try: downloads would retry for long
             reachable = True
         except Exception:  # offline mode, name resolution, proxy, time-out: all mean the same here
             reachable = False
-        return snapshot_download(
-            repo, allow_patterns=FILES, ignore_patterns=["*/*"], local_files_only=not reachable
+        return str(
+            snapshot_download(
+                repo, allow_patterns=FILES, ignore_patterns=["*/*"], local_files_only=not reachable
+            )
         )
     except GatedRepoError:
         why = "is gated: accept its licence on the hub and set HF_TOKEN in the environment"
@@ -195,14 +213,16 @@ def set_dropout(config: Any, dropout: float | None, name: str) -> None:
     keys = [key for key in DROPOUTS if hasattr(config, key)]
     if not keys and dropout > 0:
         raise RequestError(
-            f"model.dropout={dropout}: {name} ({config.model_type}) has no dropout: set model.dropout=null"
+            f"model.dropout={dropout}: {name} ({config.model_type}) has no dropout: set "
+            "model.dropout=null"
         )
     for key in keys:
         setattr(config, key, dropout)
 
 
 def fuse_gelu(model: nn.Module) -> None:
-    """Put PyTorch's fused tanh GELU in place of transformers' `gelu_new`: the same function in one pass.
+    """Put PyTorch's fused tanh GELU in place of transformers' `gelu_new`: the same function in one
+    pass.
 
     The config keeps its name, so what is saved loads everywhere.
     """
@@ -250,7 +270,8 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def load_folder(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    """Return the model and tokenizer that a run left in `folder` (best/ or final/), ready to generate."""
+    """Return the model and tokenizer that a run left in `folder` (best/ or final/), ready to
+    generate."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:

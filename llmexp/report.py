@@ -1,4 +1,5 @@
-"""What a run leaves for a person: report.md in words, loss.png as a picture. Made from the run's own files."""
+"""What a run leaves for a person: report.md in words, loss.png as a picture. Made from the run's
+own files."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,15 @@ def write(folder: Path, notes: Mapping[str, Sequence[str]]) -> None:
     `notes` are the sections that only the run itself can tell: title -> lines.
     """
     metrics, damaged = durable.read_lines(folder / "metrics.jsonl")
-    samples = durable.read_lines(folder / "samples.jsonl")[0] if (folder / "samples.jsonl").is_file() else []
+    samples = (
+        durable.read_lines(folder / "samples.jsonl")[0]
+        if (folder / "samples.jsonl").is_file()
+        else []
+    )
     picture = draw(metrics, folder / "loss.png")
-    durable.write_text(folder / "report.md", words(folder.name, metrics, samples, notes, damaged, picture))
+    durable.write_text(
+        folder / "report.md", words(folder.name, metrics, samples, notes, damaged, picture)
+    )
 
 
 def words(
@@ -32,10 +39,21 @@ def words(
     """Return report.md: the curve, a line per validation, the notes, and the last samples."""
     lines = [f"# {name}", ""]
     lines += ["![loss](loss.png)", ""] if picture else []
-    lines += ["## Validations", "", "| step | epoch | train loss | validation loss | perplexity |", "|---|---|---|---|---|"]
+    lines += [
+        "## Validations",
+        "",
+        "| step | epoch | train loss | validation loss | perplexity |",
+        "|---|---|---|---|---|",
+    ]
     for row in metrics:
         if "eval/loss" in row:
-            cells = [row["train/global_step"], row.get("train/epoch"), row.get("train/loss"), row["eval/loss"], row["eval/perplexity"]]
+            cells = [
+                row["train/global_step"],
+                row.get("train/epoch"),
+                row.get("train/loss"),
+                row["eval/loss"],
+                row["eval/perplexity"],
+            ]
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     lines += ["", f"{damaged} damaged lines of metrics.jsonl were skipped."] if damaged else []
     for title, note in notes.items():
@@ -60,7 +78,8 @@ def _quoted(text: str) -> str:
 
 
 def draw(metrics: Rows, path: Path) -> bool:
-    """Draw train loss, validation loss and learning rate over the steps; False where there is nothing yet."""
+    """Draw train loss, validation loss and learning rate over the steps; False where there is
+    nothing yet."""
     train = _series(metrics, "train/loss")
     validation = _series(metrics, "eval/loss")
     if not train and not validation:
@@ -72,12 +91,19 @@ def draw(metrics: Rows, path: Path) -> bool:
     FigureCanvasAgg(figure)  # draws without a screen, whatever MPLBACKEND says
     axes = figure.add_subplot()
     axes.plot(*_columns(train), color="tab:blue", alpha=0.7, label="train")
-    axes.plot(*_columns(validation), color="tab:orange", marker="o", markersize=4, label="validation")
+    axes.plot(
+        *_columns(validation), color="tab:orange", marker="o", markersize=4, label="validation"
+    )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     rate = axes.twinx()
-    rate.plot(*_columns(_series(metrics, "train/learning_rate")), color="tab:gray", linestyle=":", label="learning rate")
+    rate.plot(
+        *_columns(_series(metrics, "train/learning_rate")),
+        color="tab:gray",
+        linestyle=":",
+        label="learning rate",
+    )
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     handles = [*axes.get_legend_handles_labels()[0], *rate.get_legend_handles_labels()[0]]
@@ -89,7 +115,11 @@ def draw(metrics: Rows, path: Path) -> bool:
 
 
 def _series(metrics: Rows, key: str) -> list[tuple[int, float]]:
-    return [(row["train/global_step"], row[key]) for row in metrics if isinstance(row.get(key), (int, float))]
+    return [
+        (row["train/global_step"], row[key])
+        for row in metrics
+        if isinstance(row.get(key), (int, float))
+    ]
 
 
 def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

@@ -1,7 +1,7 @@
 """The command line of `train` and `plan`: read and checked before Hydra makes a folder.
 
-Every plain override is composed with `++`, so that an unknown key becomes part of the config instead of Hydra's first and
-only error, and llmexp/config.py can name all mistakes at once.
+Every plain override is composed with `++`, so that an unknown key becomes part of the config
+instead of Hydra's first and only error, and llmexp/config.py can name all mistakes at once.
 """
 
 import os
@@ -21,14 +21,21 @@ from llmexp import config
 from llmexp.errors import RequestError
 
 _HERE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (_HERE.parent / "conf", _HERE / "conf") if (folder / "train.yaml").is_file())
+CONF = next(
+    folder
+    for folder in (_HERE.parent / "conf", _HERE / "conf")
+    if (folder / "train.yaml").is_file()
+)
 
 
 def run_dir(name: str | None, date: str, clock: str, model: str, data: str) -> str:
-    """Return the folder of a run: outputs/<name>, or one of its own by date, time, model and data."""
+    """Return the folder of a run: outputs/<name>, or one of its own by date, time, model and
+    data."""
     if name is not None:
         return f"outputs/{name}"
-    slug = "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in str(part)) for part in (model, data))
+    slug = "-".join(
+        "".join(c if c.isalnum() or c in "._" else "-" for c in str(part)) for part in (model, data)
+    )
     return f"outputs/{date}/{clock}-{slug[-80:].lstrip('.-')}"
 
 
@@ -45,8 +52,10 @@ def prepare(argv: Sequence[str]) -> list[str]:
         return list(argv)
     if given.multirun and "RANK" in os.environ:
         raise RequestError(
-            "torchrun with -m would start one sweep per process. Start one sweep, without torchrun: each of its "
-            "trials is a process of its own (hydra.launcher.command_prefix starts torchrun inside a trial)"
+            "torchrun with -m would start one sweep per process. Start one sweep, without "
+            "torchrun: each of its "
+            "trials is a process of its own (hydra.launcher.command_prefix starts torchrun "
+            "inside a trial)"
         )
     overrides = list(given.overrides)
     completed = _resumed(overrides)
@@ -55,16 +64,22 @@ def prepare(argv: Sequence[str]) -> list[str]:
 
 
 def check(overrides: Sequence[str], given: Any) -> None:
-    """Compose what is asked for and refuse it with all its mistakes, each with the nearest right thing."""
+    """Compose what is asked for and refuse it with all its mistakes, each with the nearest right
+    thing."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as problem:
         raise RequestError(
-            f"{problem}\nA value with spaces, commas, colons or brackets wants quotes twice: 'key=\"a, b\"'"
+            f"{problem}\nA value with spaces, commas, colons or brackets wants quotes twice: "
+            "'key=\"a, b\"'"
         ) from None
     mistakes: list[str] = []
     lines = [line for override in parsed for line in _forced(override, mistakes)]
-    searchpath = [f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]"] if given.config_dir else []
+    searchpath = (
+        [f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]"]
+        if given.config_dir
+        else []
+    )
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(given.config_name or "train", [*lines, *searchpath])
@@ -75,8 +90,10 @@ def check(overrides: Sequence[str], given: Any) -> None:
     mistakes += _swept(parsed, settings)
     if given.multirun and settings["train"].get("max_steps") and _searches_batch_size(parsed):
         mistakes.append(
-            f"train.max_steps={settings['train']['max_steps']} together with a searched train.batch_size gives large "
-            "batches more data than small ones: use train.epochs, so that every trial sees the same examples"
+            f"train.max_steps={settings['train']['max_steps']} together with a searched "
+            "train.batch_size gives large "
+            "batches more data than small ones: use train.epochs, so that every trial sees the "
+            "same examples"
         )
     try:
         config.check(settings, parts=not given.cfg)
@@ -93,9 +110,12 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
     Raises RequestError where one reads a secret from the environment: it would be written to disk.
     """
     text = str(OmegaConf.to_container(composed, resolve=False))
-    for name in [word for word in os.environ if f"oc.env:{word}" in text and config.SECRET.search(word)]:
+    for name in [
+        word for word in os.environ if f"oc.env:{word}" in text and config.SECRET.search(word)
+    ]:
         raise RequestError(
-            f"${{oc.env:{name}}} would write a secret to disk: no setting needs it, the libraries read {name} "
+            f"${{oc.env:{name}}} would write a secret to disk: no setting needs it, the libraries "
+            f"read {name} "
             "from the environment themselves"
         )
     settings = OmegaConf.to_container(composed, resolve=True)
@@ -104,7 +124,8 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
 
 
 def _forced(override: Override, mistakes: list[str]) -> Iterator[str]:
-    """Yield what to compose for one override; note the choice of an option that a group does not have."""
+    """Yield what to compose for one override; note the choice of an option that a group does not
+    have."""
     key, line = override.key_or_group, override.input_line or ""
     options = sorted(path.stem for path in (CONF / key.split("@")[0]).glob("*.yaml"))
     if key.startswith("hydra") or override.is_delete():
@@ -112,7 +133,8 @@ def _forced(override: Override, mistakes: list[str]) -> Iterator[str]:
     elif options:
         wrong = [v for v in _values(override) if v not in (*options, None) and "/" not in str(v)]
         mistakes += [
-            f"{key}={v} does not exist{config.nearest(str(v), options)} There are: {', '.join(options)}"
+            f"{key}={v} does not exist{config.nearest(str(v), options)} There are: "
+            f"{', '.join(options)}"
             for v in wrong
         ]
         if not wrong:
@@ -125,8 +147,9 @@ def _first(override: Override) -> str:
     """Return the value of an override, of a sweep the first, as the command line writes it."""
     if not override.is_sweep_override():
         return override.get_value_string()
-    values = _values(override)
-    return override.get_value_element_as_str(values[0]) if values else "null"
+    if isinstance(override.value(), (IntervalSweep, Glob)):
+        return str(next(iter(_values(override)), "null"))
+    return next(override.sweep_string_iterator())
 
 
 def _values(override: Override) -> list[Any]:
@@ -137,14 +160,17 @@ def _values(override: Override) -> list[Any]:
     if isinstance(value, Glob):  # finds its own options
         return []
     values = override.sweep_iterator() if override.is_sweep_override() else [value]
-    return [getattr(value, "text", value) for value in values]  # a quoted string keeps its quotes apart
+    return [
+        getattr(value, "text", value) for value in values
+    ]  # a quoted string keeps its quotes apart
 
 
 def _swept(parsed: Sequence[Override], settings: dict[str, Any]) -> list[str]:
     """Check every value that a sweep would try against the law of its key."""
     rules = {**config.RULES, **config.PART_RULES}
     return [
-        f"{override.key_or_group}={config.shown(value)} does not hold: it must be {rules[override.key_or_group].law}"
+        f"{override.key_or_group}={config.shown(value)} does not hold: it must be "
+        f"{rules[override.key_or_group].law}"
         for override in parsed
         if override.is_sweep_override() and override.key_or_group in rules
         for value in _values(override)
@@ -165,7 +191,9 @@ def _resumed(overrides: list[str]) -> list[str]:
     saved = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
     kept = {str(line).partition("=")[0].lstrip("+~"): str(line) for line in saved}
     kept |= {line.partition("=")[0].lstrip("+~"): line for line in overrides}
-    return [line for key, line in kept.items() if key != "run.name"] + [f"hydra.run.dir={_quoted(folder)}"]
+    return [line for key, line in kept.items() if key != "run.name"] + [
+        f"hydra.run.dir={_quoted(folder)}"
+    ]
 
 
 def run_folder(resume: Path) -> Path:
@@ -175,7 +203,11 @@ def run_folder(resume: Path) -> Path:
     """
     folder = resume.parent.parent if resume.parent.name == "checkpoints" else resume
     if not (folder / ".hydra" / "overrides.yaml").is_file():
-        what = "is no run folder: it holds no .hydra/overrides.yaml" if folder.exists() else "does not exist"
+        what = (
+            "is no run folder: it holds no .hydra/overrides.yaml"
+            if folder.exists()
+            else "does not exist"
+        )
         raise RequestError(f"resume={resume}: {folder} {what}")
     return folder
 

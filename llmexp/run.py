@@ -1,6 +1,7 @@
 """One run: its folder, and everybody who watches it (console, logger, sweep).
 
-The engine tells a `Run` what happens to the weights; the run writes it down. The files are the truth.
+The engine tells a `Run` what happens to the weights; the run writes it down. The files are the
+truth.
 """
 
 import json
@@ -67,7 +68,9 @@ class Run:
     def log(self, state: State, metrics: dict[str, float]) -> None:
         """Write one row where there is one to write, and move the progress bar."""
         if metrics:
-            self.metrics.append({"train/global_step": state.step} | {k: plain(v) for k, v in metrics.items()})
+            self.metrics.append(
+                {"train/global_step": state.step} | {k: plain(v) for k, v in metrics.items()}
+            )
             timing = self._timing(state)
             self.timing.append({"train/global_step": state.step} | timing)
             self.logger.log(state.step, metrics | timing)
@@ -155,12 +158,14 @@ class Run:
         self.console.warning(f"{what} was not saved ({error}); what was saved before is whole")
         if self.failed_saves >= FAILED_SAVES:
             raise RunError(
-                f"saving failed {FAILED_SAVES} times in a row ({error}): make room, then resume with "
+                f"saving failed {FAILED_SAVES} times in a row ({error}): make room, then resume "
+                "with "
                 f"resume={self.folder}"
             )
 
     def checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-        """Write a checkpoint if one is due: by steps, by the clock, after a validation, or on a signal."""
+        """Write a checkpoint if one is due: by steps, by the clock, after a validation, or on a
+        signal."""
         wanted = self.settings["checkpoint"]
         minutes = (time.monotonic() - self.saved_at) / 60
         due = (

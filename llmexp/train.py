@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: --help, --cfg and TAB stay quick.
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,11 +19,17 @@ from llmexp import request
 from llmexp.command import command
 from llmexp.errors import RequestError, RunError
 
+if TYPE_CHECKING:
+    from llmexp.run import Trial
+
 
 def main() -> None:
-    """Check the command line, let Hydra compose and run it; see llmexp/errors.py for the exit codes."""
+    """Check the command line, let Hydra compose and run it; see llmexp/errors.py for the exit
+    codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning from forked processes
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us; we tell them in words, with the right exit code
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # errors reach us; we tell them in words, with the right exit code
+    )
     command(_main)
 
 
@@ -35,14 +42,16 @@ def _main() -> None:
 
 
 @hydra.main(config_path=str(request.CONF), config_name="train", version_base="1.3")
-def _hydra_main(composed: DictConfig) -> float | None:
+def _hydra_main(composed: DictConfig) -> float:
     """Run one job: the best validation loss in nats per token, which a sweep minimises."""
     from llmexp.sweep.trial import run_trial
 
     job = HydraConfig.get()
     try:
         return run_trial(
-            lambda trial: _train(composed, Path(job.runtime.output_dir), list(job.overrides.task), trial)
+            lambda trial: _train(
+                composed, Path(job.runtime.output_dir), list(job.overrides.task), trial
+            )
         )
     except (RequestError, RunError) as problem:
         if job.mode == RunMode.MULTIRUN:  # the sweep goes on with the next job
@@ -51,7 +60,7 @@ def _hydra_main(composed: DictConfig) -> float | None:
         sys.exit(problem.exit_code)
 
 
-def _train(composed: DictConfig, folder: Path, overrides: list[str], trial: object) -> float | None:
+def _train(composed: DictConfig, folder: Path, overrides: list[str], trial: "Trial") -> float:
     from llmexp import config
     from llmexp.job import train
 

@@ -1,0 +1,133 @@
+"""Every mistake of a request is refused before anything is loaded, with its cure, all at once."""
+
+import random
+import string
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmexp import config, request
+from llmexp.errors import RequestError
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        request.prepare(list(overrides))
+    return str(caught.value)
+
+
+def test_a_right_request_passes_unchanged() -> None:
+    line = ["model=gpt2", "hw=12gb", "train.batch_size=8", "optimizer.lr=1e-4"]
+    assert request.prepare(line) == line
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+@pytest.mark.parametrize("key", sorted(config.RULES))
+def test_a_misspelt_key_is_refused_with_the_right_one(key: str, prefix: str) -> None:
+    letters = random.Random(key)
+    place = letters.randrange(key.rfind(".") + 2, len(key)) if len(key) > 3 else 1
+    misspelt = (
+        key[:place]
+        + letters.choice(string.ascii_lowercase.replace(key[place], ""))
+        + key[place + 1 :]
+    )
+    if misspelt in config.RULES:
+        pytest.skip("a right key by chance")
+    assert f"did you mean {key}?" in refused(f"{prefix}{misspelt}=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.batch_size=abc", "train.batch_size=abc does not hold: it must be a whole number"),
+        ("train.batch_size=0", "from 1"),
+        ("train.batch_size=2.5", "whole number"),
+        ("train.batch_size=true", "whole number"),
+        ("train.micro_batch_size=many", "or auto"),
+        ("optimizer.lr=-1e-3", "optimizer.lr=-0.001 does not hold: it must be a number above 0"),
+        ("optimizer.lr=nan", "above 0"),
+        ("optimizer.betas=[0.9]", "two numbers"),
+        ("optimizer.fused=maybe", "optimizer.fused"),
+        ("data.val_size=1.5", "below 1"),
+        ("model.dropout=1", "below 1"),
+        ("schedule.warmup=1.5", "whole number of steps"),
+        ("seed=-1", "from 0"),
+        ("run.name=../../evil", "a name of at most 80"),
+        ("run.name=.hidden", "not beginning with a dot"),
+        ("'run.name=a b'", "a name of at most 80"),
+        ("samples.prompts=[]x", "wants quotes"),
+        ("model=gtp2", "did you mean gpt2?"),
+        ("hw=13gb", "did you mean 12gb?"),
+        ("+optimizer.foo=1", "no argument of torch.optim.AdamW"),
+        ("optimizer.weight_deacy=0.1", "did you mean optimizer.weight_decay?"),
+        ("model=hf", "model.name has no value yet"),
+        ("optimizer._target_=os.system", "outside llmexp and torch.optim"),
+        ("optimizer._target_=llmexp.durable.os.system", "outside"),
+        ("optimizer._target_=torch.optim.adamw.cast", "is not a function or class of"),
+        ("data._target_=llmexp.train.nothing", "does not exist"),
+        ("+hub.token=hf_abc", "looks like a secret"),
+        ("+wandb_api_key=abc", "looks like a secret"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_law(override: str, says: str) -> None:
+    assert says in refused(override.strip("'"))
+
+
+def test_a_secret_is_not_repeated() -> None:
+    assert "hf_abc" not in refused("+hub.token=hf_abc")
+
+
+def test_a_secret_from_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "canary")
+    message = refused("run.name=${oc.env:MY_API_KEY}")
+    assert "canary" not in message
+    assert "secret" in message
+
+
+def test_all_mistakes_come_in_one_message() -> None:
+    message = refused("train.batch_sise=3", "optimizer.lr=-1", "model=gtp2", "+x.token=1", "seed=x")
+    for part in ("train.batch_size", "optimizer.lr=-1", "model=gtp2", "secret", "seed=x"):
+        assert part in message
+
+
+def test_a_misspelt_key_in_a_patch_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ntrain: {batch_sise: 4}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    message = refused("--config-dir", str(tmp_path), "experiment=mine")
+    assert "train.batch_sise" in message
+    assert "train.batch_size" in message
+
+
+def test_swept_values_are_checked_one_by_one() -> None:
+    assert "train.batch_size=0" in refused("-m", "train.batch_size=4,0")
+    assert "optimizer.lr=-1" in refused("-m", "optimizer.lr=interval(-1,1)")
+    assert "did you mean gpt2" in refused("-m", "model=gpt2-nano,gtp2")
+
+
+def test_a_searched_batch_size_wants_equal_data() -> None:
+    assert "train.epochs" in refused("-m", "train.batch_size=4,8", "train.max_steps=10")
+
+
+def test_torchrun_with_multirun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert "one sweep per process" in refused("-m", "seed=1,2")
+
+
+def test_resume_takes_the_overrides_of_the_run(tmp_path: Path) -> None:
+    saved = tmp_path / "run" / ".hydra" / "overrides.yaml"
+    saved.parent.mkdir(parents=True)
+    saved.write_text(yaml.safe_dump(["train.batch_size=4", "run.name=a", "train.epochs=1"]))
+    line = request.prepare([f"resume={tmp_path / 'run'}", "train.epochs=2"])
+    assert "train.batch_size=4" in line
+    assert "train.epochs=2" in line
+    assert "train.epochs=1" not in line
+    assert line[-1] == f"hydra.run.dir='{tmp_path / 'run'}'"
+    assert "no run folder" in refused(f"resume={tmp_path}")
+    assert "does not exist" in refused(f"resume={tmp_path / 'nowhere'}")
+
+
+def test_run_folders_stay_inside_outputs() -> None:
+    assert request.run_dir("a", "d", "t", "m", "x") == "outputs/a"
+    assert ".." not in Path(request.run_dir(None, "d", "t", "../../m", "x")).parts
