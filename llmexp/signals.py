@@ -13,14 +13,13 @@ MESSAGE = b"\nllmexp: finishing this step, then saving; Ctrl-C once more stops a
 class Stop:
     """Inside the block: SIGTERM and the first Ctrl-C ask to stop, SIGUSR1 asks to save.
 
-    The second Ctrl-C raises KeyboardInterrupt where it falls. Outside the main thread nothing is
+    A Ctrl-C after that raises KeyboardInterrupt where it falls. Outside the main thread nothing is
     installed, since Python refuses it there.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None  # the exit code, 143 or 130, once a stop was asked for
         self.save_requested = False  # set it back after saving
-        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -46,16 +45,15 @@ class Stop:
         self._ask(128 + number)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._interrupted:
+        if self.requested:
             raise KeyboardInterrupt
-        self._interrupted = True
         self._ask(128 + number)
 
     def _save(self, number: int, frame: FrameType | None) -> None:
         self.save_requested = True
 
     def _ask(self, exit_code: int) -> None:
-        self.requested = self.requested or exit_code
+        self.requested = exit_code
         # a handler may fall into the middle of a print: past Python's buffers
         with contextlib.suppress(OSError):
             os.write(2, MESSAGE)

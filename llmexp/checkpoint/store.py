@@ -97,7 +97,8 @@ def load(
     described = json.loads((path / STATE).read_bytes())
     tensors.into_model(model, path / MODEL)
     tensors.into_optimizer(optimizer, model, described["optimizer"], path / OPTIMIZER)
-    scaler.load_state_dict(described["scaler"])
+    if described["scaler"]:  # a run that had no loss scale yet begins with a fresh one
+        scaler.load_state_dict(described["scaler"])
     state: dict[str, Any] = described["state"]
     return state
 

@@ -92,9 +92,12 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    with contextlib.suppress(FileExistsError):  # made by another process since we looked
+    try:
         disk.mkdir(path)
-        disk.sync_path(path.parent)
+    except FileExistsError:
+        if not path.is_dir():  # else another process has made it since we looked
+            raise
+    disk.sync_path(path.parent)
 
 
 def sync_tree(folder: Path) -> None:

@@ -91,7 +91,7 @@ class JsonLines:
             disk.truncate(self._file, size)
         return RunError(
             f"{self.path}: {error.strerror}. The run stops so that no row is missing; "
-            "make room, then resume it."
+            "make room or mend the disk, then resume it."
         )
 
 

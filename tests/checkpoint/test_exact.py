@@ -153,6 +153,15 @@ def test_the_loss_scale_of_float16_goes_on(tmp_path: Path) -> None:
     assert fresh.state_dict() == state
 
 
+def test_a_loss_scale_may_begin_with_the_continuation(tmp_path: Path) -> None:
+    model = tiny()
+    path = save(tmp_path, model, build(model))
+    scaler = torch.amp.GradScaler("cpu")
+    before = scaler.state_dict()
+    checkpoint.load(path, model=model, optimizer=build(model), scaler=scaler)
+    assert scaler.state_dict() == before
+
+
 def test_how_the_optimizer_runs_is_not_restored(tmp_path: Path) -> None:
     model = tiny()
     optimizer = build(model, "adamw fused")

@@ -121,6 +121,13 @@ def test_new_folders_are_synced_into_their_parents(tmp_path: Path) -> None:
     seen = faults.operations(lambda: durable.make_folder(tmp_path / "a" / "b"))
     assert [operation for operation, _ in seen] == ["mkdir", "fsync", "mkdir", "fsync"]
     durable.make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        durable.make_folder(tmp_path / "file")
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_error() -> None:
+    durable.disk.sync_path(Path("/proc"))
 
 
 def test_json_round_trips_what_floats_and_letters_there_are(tmp_path: Path) -> None:

@@ -65,13 +65,13 @@ def test_sigusr1_asks_to_save_and_the_loop_goes_on() -> None:
     assert "saved\n" in output
 
 
-def test_the_first_wish_to_stop_decides_the_exit_code() -> None:
+def test_an_interrupt_after_a_wish_to_stop_breaks_in() -> None:
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested == 143
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested == 143
 
 
 def test_the_old_handlers_come_back() -> None:
