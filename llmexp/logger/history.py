@@ -7,7 +7,7 @@ from typing import Any
 
 
 def logged_metrics(file: Path, last_step: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (step, metrics) in order, up to `last_step`, also from the timing.jsonl beside `file`."""
+    """Yield (step, metrics) in order, up to `last_step`, from `file` and timing.jsonl beside it."""
     steps: dict[int, dict[str, float]] = {}
     for source in (file, file.with_name("timing.jsonl")):
         for row in _rows(source, last_step):

@@ -6,6 +6,7 @@ Every call runs on a worker thread; tests/logger/ holds the faults that this was
 import html
 import importlib
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +59,9 @@ class Wandb(Logger):
         if self.mode == "disabled":
             log.info("W&B: disabled")
             return
+        # crash reports and telemetry may carry more than a person wants to send, and at exit they wait
+        # for a server that does not answer
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             # here, not on the worker: two threads that import at once can meet half-made modules
             self._wandb = importlib.import_module("wandb")
@@ -117,14 +121,20 @@ class Wandb(Logger):
         if self.mode == "offline":
             return "as asked"
         try:
-            if not self._wandb.login(prompt=False, verify=False):
+            # asks the server who we are: 10 s at most, and a server that talks nonsense is found out
+            # before a run is open (wandb-core 0.31 dies of it)
+            if not self._wandb.login(prompt=False, verify=True):
                 return "no API key"
             self._run = self._init(info, "online")
         except (Exception, SystemExit) as error:
-            self._wandb.teardown()
-            return " ".join(str(error).split())[:160]
-        log.info(f"W&B: online, {self._run.url}")
-        return ""
+            reason = " ".join(str(error).split())[:160]
+        else:
+            log.info(f"W&B: online, {self._run.url}")
+            return ""
+        self._wandb.teardown()  # else the half-open run keeps its id
+        _supersede(info.dir / "wandb")
+        self._wandb.setup(self._settings())
+        return reason
 
     def _init(self, info: RunInfo, mode: str) -> Any:
         with _redacted_argv():
@@ -139,7 +149,8 @@ class Wandb(Logger):
                 dir=str(info.dir),
                 config=redact(info.config),
                 mode=mode,
-                resume="allow" if info.resumed_from_step is not None else None,
+                # an offline fragment is whole: when it is synced it replaces what the server has
+                resume="allow" if mode == "online" and info.resumed_from_step is not None else None,
                 reinit="create_new",
                 settings=self._settings(),
             )
@@ -200,6 +211,8 @@ class Wandb(Logger):
         except TimeoutError:
             folder = shlex.quote(str(_relative(Path(self._run.settings.sync_dir))))
             log.warning(f"W&B: the upload did not end in {FINISH_SECONDS} s; wandb sync {folder}")
+        finally:
+            self._wandb.teardown()  # here, where its end is bounded, and not at exit
 
 
 def _plain(value: object) -> dict[str, object]:
