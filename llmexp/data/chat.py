@@ -1,0 +1,96 @@
+"""Conversations become text: by the tokenizer's chat template, or plainly where it has none."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llmexp.errors import RequestError
+
+Messages = list[dict[str, str]]
+Spans = tuple[tuple[int, int], ...]  # [start, end) in characters: what the assistant says
+Chat = Callable[[Messages], tuple[str, Spans]]
+
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+
+
+def messages_of(value: object, where: str) -> Messages:
+    """Read role and content of each message (ShareGPT: from and value). Raises RequestError."""
+    if not isinstance(value, list) or not value:
+        raise RequestError(f"{where}: a conversation is a list of messages, found {value!r:.60}")
+    return [_message(entry, where) for entry in value]
+
+
+def _message(entry: object, where: str) -> dict[str, str]:
+    if isinstance(entry, dict):
+        role = entry["role"] if "role" in entry else entry.get("from")
+        content = entry["content"] if "content" in entry else entry.get("value")
+        if isinstance(content, list):  # content in parts, as multimodal data has it
+            content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+        if isinstance(role, str) and isinstance(content, str):
+            return {"role": SHAREGPT_ROLES.get(role, role), "content": content}
+    raise RequestError(
+        f"{where}: a message needs a role and a content (or from and value), both text, "
+        f"found {entry!r:.80}"
+    )
+
+
+def plain(end_of_text: str) -> Chat:
+    """Write `User: ...` and `Assistant: ...` on lines of their own, end-of-text after each answer."""
+
+    def chat(messages: Messages) -> tuple[str, Spans]:
+        text, spans = "", []
+        for message in messages:
+            text += f"{message['role'].capitalize()}:"
+            start = len(text)
+            text += f" {message['content']}"
+            if message["role"] == "assistant":
+                text += end_of_text
+                spans.append((start, len(text)))
+            else:
+                text += "\n"
+        return text, tuple(spans)
+
+    return chat
+
+
+def templated(tokenizer: Any) -> Chat:
+    """Use the tokenizer's own chat template; an answer's span is what the model writes at its turn."""
+
+    def render(messages: Messages, *, prompt: bool) -> str:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        )
+
+    def chat(messages: Messages) -> tuple[str, Spans]:
+        text, spans = render(messages, prompt=False), []
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant":
+                start = _start(text, render(messages[:turn], prompt=True) if turn else "")
+                closed = render(messages[: turn + 1], prompt=False)
+                spans.append((start, _end(text, start, message["content"], closed)))
+        without_tail = text.rstrip()  # nothing follows an end-of-text that the template wrote
+        return without_tail if without_tail.endswith(tokenizer.eos_token) else text, tuple(spans)
+
+    return chat
+
+
+def _start(text: str, before: str) -> int:
+    if text.startswith(before):
+        return len(before)
+    raise RequestError(
+        "this tokenizer's chat template writes earlier turns differently later on, so the assistant's "
+        "words cannot be told apart: set data.loss_on=all"
+    )
+
+
+def _end(text: str, start: int, content: str, closed: str) -> int:
+    """Return where the turn ends: its content, and what the template closes it with."""
+    content = content.strip()
+    found = text.find(content, start)
+    if found < 0 or content not in closed:
+        raise RequestError(
+            "this tokenizer's chat template changes what the assistant says, so its words cannot be "
+            "told apart: set data.loss_on=all"
+        )
+    end = found + len(content)
+    closing = closed[closed.rfind(content) + len(content) :].rstrip()
+    return end + len(closing) if text.startswith(closing, end) else end

@@ -1,0 +1,125 @@
+"""The request for data, checked before anything else is loaded."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from llmexp.data import reading
+from llmexp.data.files import find
+from llmexp.data.hub import HubSource
+from llmexp.data.reading import Reading
+from llmexp.data.render import COLUMNS
+from llmexp.data.sides import Cutting
+from llmexp.data.source import Source
+from llmexp.data.text import TextOptions
+from llmexp.errors import RequestError
+
+SAMPLE = Path(__file__).parent / "sample"
+
+CHOICES = {
+    "format": ("sample", "text", "jsonl", "csv", "parquet", "hf"),
+    "example": ("line", "paragraph", "file"),
+    "unit": ("example", "block"),
+    "overlong": ("split", "truncate", "error"),
+    "loss_on": ("completion", "all"),
+    "encoding_errors": ("strict", "replace", "skip"),
+    "duplicates": ("report", "drop"),
+}
+
+
+def load(
+    *,
+    name: str,
+    format: str,
+    path: str | list[str] | None,
+    validation_path: str | list[str] | None,
+    example: str,
+    unit: str,
+    max_length: int,
+    val_size: float,
+    overlong: str,
+    pack: bool,
+    duplicates: str,
+    loss_on: str,
+    columns: Mapping[str, str | None],
+    encoding_errors: str,
+    drop_control: bool,
+    cache_dir: str | None,
+) -> "Source":
+    """Check a request for data and return its source; conf/data says what each argument means.
+
+    Raises RequestError with everything that is wrong, before a model is loaded.
+    """
+    chosen = {
+        "format": format,
+        "example": example,
+        "unit": unit,
+        "overlong": overlong,
+        "loss_on": loss_on,
+        "encoding_errors": encoding_errors,
+        "duplicates": duplicates,
+    }
+    mistakes = [*_wrong_choices(chosen), *_wrong_numbers(max_length, val_size)]
+    mistakes += [
+        f"data.columns.{column} does not exist: there are {', '.join(COLUMNS)}"
+        for column in sorted(set(columns) - set(COLUMNS))
+    ]
+    train, missing = _found(format, path, key="data.path")
+    validation: reading.Source | None = None
+    if validation_path is not None:
+        validation, absent = _found(format, validation_path, key="data.validation_path")
+        missing += absent
+    if mistakes + missing:
+        raise RequestError("\n".join(mistakes + missing))
+    source = Source(
+        name,
+        train,
+        validation,
+        Reading(
+            format="text" if format == "sample" else format,
+            example=example,
+            options=TextOptions(encoding_errors, drop_control),
+            columns={column: columns.get(column) for column in COLUMNS},
+            loss_on=loss_on,
+        ),
+        Cutting(max_length, unit, overlong, duplicates, None if validation else val_size),
+        pack=pack,
+        cache_dir=Path(cache_dir).expanduser() if cache_dir else _user_cache(),
+    )
+    source.check()
+    return source
+
+
+def _wrong_choices(chosen: Mapping[str, str]) -> Iterator[str]:
+    for key, value in chosen.items():
+        if value not in CHOICES[key]:
+            yield f"data.{key}={value} does not exist: choose {' or '.join(CHOICES[key])}"
+
+
+def _wrong_numbers(max_length: int, val_size: float) -> Iterator[str]:
+    if max_length < 1:
+        yield f"data.max_length={max_length} holds no token: it must be at least 1, for example 512"
+    if not 0 < val_size < 1:
+        yield (
+            f"data.val_size={val_size} is not a fraction of the examples: it lies between 0 and 1, "
+            "for example 0.1; for a validation file of your own set data.validation_path"
+        )
+
+
+def _found(
+    format: str, path: str | list[str] | None, *, key: str
+) -> tuple[reading.Source, list[str]]:
+    if format == "sample" and path is None:
+        return sorted(SAMPLE.glob("part_*.txt")), []
+    if not path:
+        return [], [f"{key} is not set: data={format} needs {key}=FILE"]
+    if format == "hf":
+        if isinstance(path, str):
+            return HubSource(path, key=key), []
+        return [], [f"{key}={path} is a list: data=hf reads one dataset, OWNER/NAME:SUBSET@SPLIT"]
+    return find([path] if isinstance(path, str) else list(path), key=key)
+
+
+def _user_cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "llmexp"

@@ -1,0 +1,167 @@
+"""A source of text: what a request for data becomes, and what becomes of it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmexp.data import reading as readings
+from llmexp.data.chat import Chat, plain, templated
+from llmexp.data.examples import Examples
+from llmexp.data.progress import Progress
+from llmexp.data.ranges import SideFacts
+from llmexp.data.reading import TEXT, Reading
+from llmexp.data.render import Rendered
+from llmexp.data.report import DataReport, Padding, Preview, padding_of, preview_of
+from llmexp.data.sides import Cutting, cut, opened
+from llmexp.data.store import Facts, Store, cached, key_of
+from llmexp.data.text import Notes
+from llmexp.data.tokens import Encoder, write_tokens
+from llmexp.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run trains on, and what it is judged by."""
+
+    train: Examples
+    validation: Examples
+    report: DataReport
+    fingerprint: str  # another one means other examples
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of text that exists and can be read."""
+
+    name: str  # for people and folder names
+    train: readings.Source
+    validation: readings.Source | None  # None: a share of train, by content
+    reading: Reading
+    cutting: Cutting
+    pack: bool
+    cache_dir: Path
+
+    @property
+    def max_length(self) -> int:
+        """The inputs that a row holds, and an example has, at most."""
+        return self.cutting.max_length
+
+    def check(self) -> None:
+        """Read the first examples; raises RequestError where there are too few, or none can be read."""
+        for key, source in (("data.path", self.train), ("data.validation_path", self.validation)):
+            if source is None:
+                continue
+            needed = 2 if source is self.train and self.validation is None else 1
+            found = readings.count_up_to(self._examples(source, plain(""), Notes()), needed)
+            if found < needed:
+                raise RequestError(_too_few(key, source, found, needed))
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts of data.path, long ones in pieces, for training a tokenizer."""
+        for example in self._examples(self.train, plain(""), Notes()):
+            yield example.text
+
+    def tokenize(
+        self, tokenizer: Any, *, cache_dir: Path | None = None, seed: int = 42, batch_size: int = 1
+    ) -> Corpus:
+        """Tokenise, split and cut, or map what was done before.
+
+        tokenizer: a fast one of transformers. seed: of the split. batch_size: train.batch_size, of which the
+        training examples must fill at least one. Raises RequestError that names file and line.
+        """
+        root = cache_dir or self.cache_dir
+        encoder = Encoder(tokenizer)
+        chat = templated(tokenizer) if tokenizer.chat_template else plain(tokenizer.eos_token)
+        train = self._tokens(self.train, encoder, chat, root=root)
+        validation = None
+        if self.validation is not None:
+            validation = self._tokens(self.validation, encoder, chat, root=root)
+        ranges = cut(train, validation, self.cutting, seed=seed, root=root)
+        unit = self.cutting.unit
+        examples = opened("train", train, ranges, unit=unit)
+        if len(examples) < batch_size:
+            raise RequestError(
+                f"{len(examples):,} training examples do not fill one step of train.batch_size="
+                f"{batch_size}: add data, or lower train.batch_size"
+            )
+        report = self._report(
+            [train] if validation is None else [train, validation],
+            ranges.facts,
+            padding=padding_of(examples, batch_size=batch_size, max_length=self.max_length),
+            preview=preview_of(examples, tokenizer),
+            end_of_text=str(tokenizer.eos_token),
+        )
+        return Corpus(
+            examples,
+            opened("validation", validation or train, ranges, unit=unit),
+            report,
+            key_of([train.digest, validation and validation.digest, ranges.digest]),
+        )
+
+    def _examples(self, source: readings.Source, chat: Chat, notes: Notes) -> Iterator[Rendered]:
+        return self.reading.examples(source, shape=self.shape, chat=chat, notes=notes)
+
+    @cached_property
+    def shape(self) -> str:
+        """What the first record looks like: text, prompt and completion, ..."""
+        return self.reading.shape(self.train)
+
+    def _tokens(
+        self, source: readings.Source, encoder: Encoder, chat: Chat, *, root: Path
+    ) -> Store:
+        described = [readings.identity(source), self.reading.described(), encoder.identity]
+
+        def build(folder: Path) -> Facts:
+            notes = Notes()
+            with Progress(readings.size(source), "tokenising") as progress:
+                return write_tokens(
+                    folder,
+                    self._examples(source, chat, notes),
+                    encoder,
+                    is_masked=self.shape != TEXT and self.reading.loss_on == "completion",
+                    notes=notes,
+                    reach=progress.reach,
+                )
+
+        return cached(root, f"tokens-{key_of(described)[:32]}", build)
+
+    def _report(
+        self,
+        stores: list[Store],
+        ranges: Facts,
+        *,
+        padding: Padding,
+        preview: Preview,
+        end_of_text: str,
+    ) -> DataReport:
+        notes = Counter[str]()
+        for store in stores:
+            notes.update(store.facts["notes"])
+        return DataReport(
+            name=self.name,
+            files=readings.names(self.train),
+            shape=self.reading.told(self.shape),
+            cutting=self.cutting,
+            train=SideFacts(**ranges["train"]),
+            validation=SideFacts(**ranges["validation"]),
+            duplicates=ranges["duplicates"],
+            overlap=ranges["overlap"],
+            notes=notes,
+            end_of_text=end_of_text,
+            stops=sum(store.facts["stops"] for store in stores),
+            padding=padding,
+            preview=preview,
+        )
+
+
+def _too_few(key: str, source: readings.Source, found: int, needed: int) -> str:
+    named = f"{key}={', '.join(readings.names(source)[:3])}"
+    if found == 0:
+        return f"{named} holds nothing but blank lines: give a file with text"
+    return (
+        f"{named} holds a single example, too few for training and validation: one example per line is "
+        "data.example=line, one per paragraph data.example=paragraph; or set data.validation_path=FILE"
+    )
