@@ -1,0 +1,35 @@
+"""This program as a command line: what starts one of its jobs, and what a person would type."""
+
+import argparse
+import sys
+
+from omegaconf import DictConfig
+
+# settings of Hydra that say how a sweep is run, and mean nothing to one of its jobs
+OF_THE_SWEEP = ("hydra.sweep", "hydra.launcher", "hydra.mode", "hydra.run.dir")
+OF_THE_SWEEP += ("hydra/sweeper", "hydra/launcher")
+
+
+def program() -> list[str]:
+    """Return the words that start this program with its own config, without any override."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn")
+    given = vars(parser.parse_known_args(sys.argv[1:])[0])
+    main = sys.modules["__main__"]
+    module = main.__spec__.name if main.__spec__ is not None else None
+    words = ["-m", module.removesuffix(".__main__")] if module else [str(main.__file__)]
+    for flag, value in given.items():
+        words += [f"--{flag.replace('_', '-')}", value] if value else []
+    return ["python", *words]
+
+
+def job_command(config: DictConfig, prefix: list[str]) -> list[str]:
+    """Return what starts a job: a prefix (such as torchrun), this program, the settings of Hydra to keep."""
+    kept = [
+        override
+        for override in config.hydra.overrides.hydra
+        if not str(override).lstrip("+~").startswith(OF_THE_SWEEP)
+    ]
+    return [*prefix, sys.executable, *program()[1:], *kept]

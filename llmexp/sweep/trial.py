@@ -1,0 +1,103 @@
+"""What a training run sees of a sweep; outside of one: nothing, at no cost.
+
+Light on purpose: this module imports neither Hydra nor Optuna; llmexp/sweep/live.py does, in a sweep.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from llmexp.errors import LockedError, RequestError
+
+ENV = "LLMEXP_TRIAL"
+STOPPED = (129, 130, 143)  # exit codes of a run that a signal stopped, and that can be continued
+Loss = TypeVar("Loss", bound=float | None)
+
+
+class NullTrial:
+    """The trial of a run that is not part of a sweep: never pruned, tells nobody."""
+
+    study: str | None = None
+    number: int | None = None
+    params: Mapping[str, Any] = {}
+
+    def report(self, index: int, loss: float) -> bool:
+        """Tell the loss of validation `index`, in nats per token; True means: stop here."""
+        return False
+
+    def set(self, name: str, value: object) -> None:
+        """Keep a fact about the run with the study, e.g. set("memory/peak_gib", 5.2)."""
+
+
+_current = NullTrial()
+
+
+def current() -> NullTrial:
+    """Return the trial that this process is running."""
+    return _current
+
+
+def run_trial(train: Callable[[NullTrial], Loss]) -> Loss | float:
+    """Run `train` as the trial that a sweep asked for, and tell the study at once how it ended.
+
+    A run that does not fit into memory or diverges is a finding, not a mistake: it is told as
+    infeasible, and inf is returned. Whatever else `train` raises is told, and raised again.
+    """
+    global _current
+    if not os.environ.get(ENV) or os.environ.get("RANK", "0") != "0":
+        return train(NullTrial())
+    from llmexp.sweep.live import Trial
+
+    with Trial(unpack(os.environ[ENV])) as trial:
+        _current = trial
+        try:
+            loss = train(trial)
+        except BaseException as error:
+            trial.tell(verdict(error), error=error)
+            if verdict(error) == "infeasible":
+                return math.inf
+            raise
+        finally:
+            _current = NullTrial()
+        trial.tell(trial.fate or verdict(loss=loss), loss=loss)
+        return loss
+
+
+def verdict(error: BaseException | None = None, *, loss: float | None = None) -> str:
+    """Name how a run ended: finished, infeasible, refused, stopped (to be continued) or failed."""
+    if error is None:
+        return "finished" if loss is not None and math.isfinite(loss) else "infeasible"
+    if isinstance(error, KeyboardInterrupt | LockedError):
+        return "stopped"
+    if isinstance(error, SystemExit):
+        return "stopped" if error.code in STOPPED else "refused" if error.code == 2 else "failed"
+    if isinstance(error, RequestError):
+        return "refused"
+    return "infeasible" if _out_of_memory(error) else "failed"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out, be it on the GPU or the host, here or in what this error came from."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    names = {kind.__name__ for each in chain for kind in type(each).__mro__}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or any(
+        "out of memory" in str(each).lower() for each in chain
+    )
+
+
+def pack(spec: Mapping[str, Any]) -> str:
+    """Write what a job has to know as one word that no shell, Hydra or OmegaConf will touch."""
+    return quote(json.dumps(spec), safe="")
+
+
+def unpack(word: str) -> dict[str, Any]:
+    """Undo `pack`."""
+    spec: dict[str, Any] = json.loads(unquote(word))
+    return spec
