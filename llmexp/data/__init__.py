@@ -11,6 +11,7 @@
 
 from llmexp.data.batches import Batch, Batches, MicroBatch
 from llmexp.data.examples import Example, Examples
+from llmexp.data.packing import can_pack
 from llmexp.data.report import DataReport
 from llmexp.data.request import load
 from llmexp.data.source import Corpus, Source
@@ -24,5 +25,6 @@ __all__ = [
     "Examples",
     "MicroBatch",
     "Source",
+    "can_pack",
     "load",
 ]

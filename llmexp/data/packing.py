@@ -1,11 +1,16 @@
 """Many short examples in few rows, none of which sees another."""
 
 import bisect
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+
+# relative to the largest logit: what rounding may do, far below what a real fault does
+LEAK = 1e-4  # same shapes, same numbers: this is zero but for the order of sums
+SHIFT = 2e-2  # other shapes, and perhaps TF32 or bf16
 
 
 def best_fit(lengths: Ints, capacity: int) -> list[list[int]]:
@@ -34,3 +39,52 @@ def best_fit(lengths: Ints, capacity: int) -> list[list[int]]:
 def one_per_row(lengths: Ints) -> list[list[int]]:
     """Put each item in a row of its own, longest first, so that rows of like length travel together."""
     return [[item] for item in np.argsort(-lengths, kind="stable").tolist()]
+
+
+def can_pack(model: Any) -> tuple[bool, str]:
+    """Tell whether the examples of a row stay apart in this model, and if not, why.
+
+    A few tokens decide it, on the model itself, as the engine calls it: an example's logits must not
+    change with its neighbour's tokens, and must be those it has in a row of its own.
+    """
+    import torch
+
+    family = type(model).__name__
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            leak, shift = _differences(model)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return False, f"{family} cannot be called with position_ids alone ({reason:.120})"
+    finally:
+        model.train(was_training)
+    if not leak <= LEAK:
+        return False, f"{family} lets an example see others in its row (logits move by {leak:.1e})"
+    if not shift <= SHIFT:
+        return False, f"{family} does not restart positions in a row (logits move by {shift:.1e})"
+    return True, ""
+
+
+def _differences(model: Any) -> tuple[float, float]:
+    """Return how far a neighbour, and the place in the row, move an example's logits."""
+    import torch
+
+    device = next(model.parameters()).device
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = (torch.arange(24, device=device) * 7 + 3) % vocabulary
+    first, other, example = tokens[:7], tokens[7:14], tokens[14:]
+    padding = tokens.new_zeros(3)
+    rows = torch.stack([torch.cat([one, example, padding]) for one in (first, other)])
+    positions = torch.cat([torch.arange(len(part)) for part in (first, example)] + [padding.cpu()])
+
+    def logits(input_ids: Any, position_ids: Any) -> Any:
+        output = model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return output.logits.float()
+
+    packed = logits(rows, positions.to(device).expand(2, -1))[:, 7:17]
+    alone = logits(example[None], None)[0]
+    scale = alone.abs().max().item() or 1.0
+    leak = (packed[0] - packed[1]).abs().max().item() / scale
+    return leak, (packed[0] - alone).abs().max().item() / scale
