@@ -128,12 +128,12 @@ def _read_manifest(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
     try:
         content = json.loads(data)
         form, files = content["format"], content["files"]
-        whole = data == manifest(files) if form == FORMAT else None
+        names = set(files)
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if whole is None:
+        return f"{MANIFEST} is damaged", {}
+    if form != FORMAT:
         return f"{MANIFEST} has format {form}, this version reads {FORMAT}", {}
-    if not whole:
+    if data != manifest(files) or names != {MODEL, OPTIMIZER, STATE}:
         return f"{MANIFEST} is damaged", {}
     for name, entry in files.items():
         size = (path / name).stat().st_size if (path / name).is_file() else None

@@ -18,7 +18,7 @@ from llmexp.errors import RunError
 
 KILLED = 137  # the exit code a shell reports for kill -9
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
-FAULTS = ("kill", "power cut", *ERRORS, "lasting EIO", "lasting ENOSPC")
+FAULTS = ("kill", "power cut", *ERRORS, "lasting ENOSPC")
 Subject = TypeVar("Subject")
 
 
