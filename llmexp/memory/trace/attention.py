@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-# flash: Ampere and later, 16 bit, no mask; efficient: Pascal and later; math: no kernel at all
-Kernel = Literal["flash", "efficient", "math"]
+from llmexp.memory.setting import Kernel
+
 aten = torch.ops.aten
 _kernel: Kernel = "flash"
 _libraries: list[torch.library.Library] = []
@@ -33,7 +33,7 @@ def using(kernel: Kernel) -> Iterator[None]:
 
 
 def register() -> None:
-    """Take scaled_dot_product_attention over, above autograd: the kernels have their own formulas."""
+    """Take attention over above autograd: the kernels have derivatives of their own."""
     library = torch.library.Library("aten", "IMPL", "AutogradPrivateUse1")
     library.impl("scaled_dot_product_attention", scaled_dot_product_attention)
     _libraries.append(library)

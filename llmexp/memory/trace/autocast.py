@@ -12,30 +12,34 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-_KEY = torch._C.DispatchKey.AutocastPrivateUse1
+_KEY = torch._C.DispatchKey.AutocastPrivateUse1  # type: ignore[attr-defined]
 
-LOWER_PRECISION = """
-    conv1d conv2d conv3d conv_tbc prelu addmm addmv addr matmul mm mv linalg_vecdot linear addbmm
-    baddbmm bmm chain_matmul linalg_multi_dot scaled_dot_product_attention
-""".split()
+LOWER_PRECISION = (
+    *("conv1d", "conv2d", "conv3d", "conv_tbc", "prelu", "addmm", "addmv", "addr", "matmul", "mm"),
+    *("mv", "linalg_vecdot", "linear", "addbmm", "baddbmm", "bmm", "chain_matmul"),
+    *("linalg_multi_dot", "scaled_dot_product_attention"),
+)
 
-FLOAT32 = """
-    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan
-    pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm
-    group_norm cosine_similarity nll_loss nll_loss2d kl_div l1_loss smooth_l1_loss huber_loss
-    mse_loss binary_cross_entropy_with_logits dist cdist renorm logsumexp
-""".split()
+FLOAT32 = (
+    *("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "sinh"),
+    *("reciprocal", "rsqrt", "tan", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar"),
+    *("softplus", "layer_norm", "native_layer_norm", "rms_norm", "group_norm", "nll_loss"),
+    *("cosine_similarity", "nll_loss2d", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss"),
+    *("mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp"),
+)
 
 # these get float32 through their own `dtype` argument: no copy of the input
-FLOAT32_BY_DTYPE = """
-    prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm
-    linalg_matrix_norm sum sum.dim_IntList
-""".split()
+FLOAT32_BY_DTYPE = (
+    *("prod", "prod.dim_int", "softmax.int", "log_softmax.int", "cumprod", "cumsum"),
+    *("linalg_vector_norm", "linalg_matrix_norm", "sum", "sum.dim_IntList"),
+)
 
-PROMOTE = """
-    addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add
-""".split()
+PROMOTE = (
+    *("addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "vdot", "grid_sampler"),
+    *("index_put", "tensordot", "scatter_add"),
+)
 
+Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 _libraries: list[torch.library.Library] = []
 _casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -45,7 +49,7 @@ def register() -> None:
     fallback = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
     fallback.fallback(torch.library.fallthrough_kernel)
     kernels = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
-    rules: list[tuple[list[str], Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]]] = [
+    rules: list[tuple[tuple[str, ...], Rule]] = [
         (LOWER_PRECISION, _lower_precision),
         (FLOAT32, _float32),
         (FLOAT32_BY_DTYPE, _float32_by_dtype),
@@ -79,9 +83,7 @@ def cached_casts() -> list[torch.Tensor]:
     return [copy for _, copy in _casts.values()]
 
 
-def _kernel(
-    name: str, rule: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-) -> Callable[..., Any]:
+def _kernel(name: str, rule: Rule) -> Callable[..., Any]:
     packet, _, overload = name.partition(".")
     op = getattr(getattr(torch.ops.aten, packet), overload or "default")
 
@@ -130,7 +132,7 @@ def _eligible(value: Any) -> bool:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Cast as `cached_cast` does: a float32 leaf that needs a gradient is cast once per autocast."""
+    """Cast as `cached_cast` does: a float32 leaf with a gradient is cast once per autocast."""
     if not _eligible(value) or value.dtype == dtype:
         return value
     cacheable = (

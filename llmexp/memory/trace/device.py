@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 
+from llmexp.memory.setting import Kernel
 from llmexp.memory.trace import attention, autocast
 
 NAME = "fakegpu"
@@ -52,8 +53,10 @@ class _Module:
 class FakeGpuMode(FakeTensorMode):
     """Fake tensors that never look for a real accelerator and answer every question about values.
 
-    A number read back (`.item()`) is 1, a truth value is true: finite, not masked. Where the number
-    of rows depends on values (a mask), all rows are taken: the most memory that can be needed.
+    A number read back (`.item()`) from the GPU is zero, as the overflows that a GradScaler counts;
+    one from the CPU is one, as the steps that an optimizer counts; a truth value is true: finite,
+    not masked. Where the number of rows depends on values (a mask), all rows are taken: the most
+    memory that can be needed.
     """
 
     @property
@@ -69,7 +72,9 @@ class FakeGpuMode(FakeTensorMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
-            return _scalar(args[0].dtype)
+            return _scalar(args[0])
+        if func in (aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr):  # it has no meta kernel
+            return None
         if func is aten.nonzero.default:
             return self._all_indices(args[0])
         if func is aten.masked_select.default:
@@ -97,10 +102,12 @@ class FakeGpuMode(FakeTensorMode):
         return expanded
 
 
-def _scalar(dtype: torch.dtype) -> bool | int | float:
-    if dtype is torch.bool:
+def _scalar(tensor: torch.Tensor) -> bool | int | float:
+    if tensor.dtype is torch.bool:
         return True
-    return 1.0 if dtype.is_floating_point else 1
+    if not tensor.is_floating_point():
+        return 1
+    return 0.0 if tensor.device.type == NAME else 1.0
 
 
 def _has_mask(indices: Sequence[torch.Tensor | None]) -> bool:
@@ -108,8 +115,8 @@ def _has_mask(indices: Sequence[torch.Tensor | None]) -> bool:
 
 
 @contextlib.contextmanager
-def fake_gpu(kernel: attention.Kernel = "flash") -> Iterator[torch.device]:
-    """Enter the fake GPU; attention runs as `kernel` would on the target card. Yields its device."""
+def fake_gpu(kernel: Kernel = "flash") -> Iterator[torch.device]:
+    """Enter the fake GPU, yield its device; attention takes `kernel` as the target card would."""
     _register()
     with attention.using(kernel), autocast.weight_cache(), FakeGpuMode():
         yield torch.device(NAME, 0)

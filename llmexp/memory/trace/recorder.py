@@ -73,7 +73,7 @@ class Recorder(TorchDispatchMode):
     """Records the storages that operators create on `device`, and their end. Sizes are rounded."""
 
     def __init__(self, device: torch.device, *, cap: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.recording = Recording()
         self.live = 0

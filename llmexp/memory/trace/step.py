@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from llmexp import engine, model, optimizer, precision
-from llmexp.memory.trace import attention, autocast
+from llmexp.memory.setting import Setting
+from llmexp.memory.trace import autocast
 from llmexp.memory.trace.device import fake_gpu
 from llmexp.memory.trace.recorder import Recorder, Recording
 
@@ -24,27 +25,13 @@ from llmexp.memory.trace.recorder import Recorder, Recording
 WORKSPACE = 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the memory of a training step depends on, besides the numbers of layers and rows."""
-
-    config: Mapping[str, Any]  # of the model, as transformers writes it to config.json
-    precision: str  # fp32, bf16 or fp16
-    checkpointing: bool  # of activations, per block
-    optimizer: Mapping[str, Any]  # `_target_` and its arguments
-    packed: bool  # several examples per row, kept apart by a mask
-    kernel: attention.Kernel  # of attention on the card
-    length: int  # tokens per row
-    chunked: bool = True  # the loss never holds the logits of all tokens (llmexp/loss.py)
-
-
-def trace(setting: Setting, *, rows: int, layers: int | None = None, passes: int = 2) -> Recording:
+def trace(setting: Setting, *, rows: int, passes: int = 2) -> Recording:
     """Return the allocations of two optimizer steps of `passes` micro-batches of `rows` rows each.
 
-    Validation runs before and after, as in a run. `layers`: instead of the model's own number.
-    Every second micro-batch is shorter, because the rows of real batches are: it fragments.
+    Validation runs before and after, as in a run. All micro-batches but the last are shorter, as
+    the rows of real batches are: that fragments the memory.
     """
-    config = build_config(setting.config, layers=layers)
+    config = build_config(setting)
     trained = bare_model(config)
     with fake_gpu(setting.kernel) as device, packing(setting.packed):
         recorder = Recorder(device)
@@ -59,22 +46,17 @@ def trace(setting: Setting, *, rows: int, layers: int | None = None, passes: int
     return recorder.recording
 
 
-def build_config(values: Mapping[str, Any], *, layers: int | None = None) -> Any:
-    """Return the transformers config of `values`, with `layers` layers if given."""
+def build_config(setting: Setting) -> Any:
+    """Return the transformers config of a setting."""
     from transformers import AutoConfig
 
-    values = copy.deepcopy(dict(values))
+    values = copy.deepcopy(dict(setting.config))
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    if layers is not None:
-        config.num_hidden_layers = layers
+    if setting.layers is not None:
+        config.num_hidden_layers = setting.layers
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
+            config.layer_types = config.layer_types[: setting.layers]
     return config
-
-
-def uniform(config: Any) -> bool:
-    """Tell whether all layers are alike, so that a few of them speak for all."""
-    return len(set(getattr(config, "layer_types", None) or [None])) == 1
 
 
 def bare_model(config: Any) -> Any:
@@ -267,8 +249,9 @@ class _Batches:
 
     def micro_batches(self, micro_batch_size: int, /) -> Iterator[_Rows]:
         for index in range(self.passes):
-            shorter = self.setting.length * 13 // 16 if index % 2 else self.setting.length
-            yield _Rows.of(micro_batch_size, shorter, packed=self.setting.packed)
+            last = index == self.passes - 1
+            length = self.setting.length if last else self.setting.length * 13 // 16
+            yield _Rows.of(micro_batch_size, length, packed=self.setting.packed)
 
 
 class _Silent:
