@@ -17,7 +17,7 @@ from llmexp.console import Console
 from llmexp.errors import RequestError
 from llmexp.logger import RunInfo
 from llmexp.loss import probe_head
-from llmexp.model import parameter_count, pick_device
+from llmexp.model import parameter_count, pick_device, quiet
 from llmexp.precision import Precision
 from llmexp.run import Run, Trial, write_request
 from llmexp.signals import Stop
@@ -31,7 +31,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
 
     Raises RequestError for what cannot be done, RunError for what went wrong on the way.
     """
-    with durable.Lock(folder), Console() as console, Stop() as stop:
+    with durable.Lock(folder), Console() as console:
         durable.remove_leftovers(folder)
         start = where_to_start(settings["resume"], folder)
         saved = checkpoint.peek(start).state if start else {}
@@ -42,6 +42,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
 
         plan = derive(settings, parts)
         announce(console, settings, parts, plan, folder)
+        stop = Stop()
         run = Run(
             folder=folder,
             settings=settings,
@@ -60,7 +61,8 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
             notes={"Plan": plan_lines(settings, parts, plan), "Data": parts.corpus.report.lines()},
         )
         state = restore(start, parts, run, plan)
-        fit(parts, plan, run, state)
+        with stop:
+            fit(parts, plan, run, state)
     if stop.requested:
         sys.exit(stop.requested)
     return math.nan if state.best is None else state.best
@@ -108,6 +110,7 @@ class Parts:
 def build(settings: Settings) -> Parts:
     """Build every part. Cheap checks come first, so that a wrong request is refused within
     seconds."""
+    quiet()
     source = config.call(settings["data"])
     blueprint = config.call(settings["model"])
     device = pick_device(settings["hw"]["device"])
@@ -116,7 +119,9 @@ def build(settings: Settings) -> Parts:
     refuse_long_rows(settings, architecture)
 
     tokenizer = blueprint.load_tokenizer(source.texts(), vocab_size=architecture.vocab_size)
-    corpus = source.tokenize(tokenizer, seed=settings["seed"])
+    corpus = source.tokenize(
+        tokenizer, seed=settings["seed"], batch_size=settings["train"]["batch_size"]
+    )
     torch.manual_seed(settings["seed"])
     model = blueprint.build(architecture, tokenizer, device=device)
     if settings["train"]["activation_checkpointing"] is True:
@@ -245,13 +250,14 @@ def restore(start: Path | None, parts: Parts, run: Run, plan: engine.Plan) -> en
         )
         state = engine.State(**remembered["state"])
         plan.micro_batch_size = min(plan.micro_batch_size, remembered["micro_batch_size"])
-        checkpoint.remove_after(start.parent, state.step)
+        if Path(run.settings["resume"]).parent.name == "checkpoints":  # the one that was asked for
+            checkpoint.remove_after(start.parent, state.step)
         log.info(f"continuing {run.folder} at step {state.step:,}")
-        for line in checkpoint.environment_differences(
-            saved.environment, checkpoint.environment(parts.model)
-        ):
+        before = {**saved.environment, "precision": remembered["precision"]}
+        now = {**checkpoint.environment(parts.model), "precision": parts.precision.name}
+        for line in checkpoint.environment_differences(before, now):
             log.warning(line)
-    run.resume_from(state)
+    run.resume_from(state, begun=start is not None)
     return state
 
 

@@ -201,6 +201,15 @@ def _hub_folder(repo: str) -> str:
     raise RequestError(f"{repo} {why}.\n{NEEDED.format(name=repo)}")
 
 
+def quiet() -> None:
+    """Keep transformers' progress bars and hints off the screen: what matters, llmexp says
+    itself."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def first_line(problem: BaseException) -> str:
     """Return the first line of an error, for a message of ours."""
     return str(problem).strip().partition("\n")[0] or type(problem).__name__
@@ -274,6 +283,7 @@ def load_folder(folder: Path, device: torch.device) -> tuple[Any, Any]:
     generate."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(

@@ -5,6 +5,7 @@ instead of Hydra's first and only error, and llmexp/config.py can name all mista
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ CONF = next(
     for folder in (_HERE.parent / "conf", _HERE / "conf")
     if (folder / "train.yaml").is_file()
 )
+
+PATCHES = ("hw", "experiment", "sweep")  # groups, also where their folder is empty
 
 
 def run_dir(name: str | None, date: str, clock: str, model: str, data: str) -> str:
@@ -50,17 +53,25 @@ def prepare(argv: Sequence[str]) -> list[str]:
     given = get_args_parser().parse_args(list(argv))
     if given.help or given.hydra_help or given.shell_completion or given.info:
         return list(argv)
-    if given.multirun and "RANK" in os.environ:
-        raise RequestError(
-            "torchrun with -m would start one sweep per process. Start one sweep, without "
-            "torchrun: each of its "
-            "trials is a process of its own (hydra.launcher.command_prefix starts torchrun "
-            "inside a trial)"
-        )
+    refuse_several_processes(given.multirun)
     overrides = list(given.overrides)
     completed = _resumed(overrides)
     check(completed, given)
     return [argument for argument in argv if argument not in overrides] + completed
+
+
+def refuse_several_processes(multirun: bool) -> None:
+    """Refuse what torchrun starts: one sweeper per process, or several processes for one run."""
+    if multirun and "RANK" in os.environ:
+        raise RequestError(
+            "torchrun with -m would start one sweep per process: start the sweep without torchrun"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: llmexp trains on one device in one process, "
+            "and several would "
+            "each write the same run: start it without torchrun"
+        )
 
 
 def check(overrides: Sequence[str], given: Any) -> None:
@@ -74,12 +85,9 @@ def check(overrides: Sequence[str], given: Any) -> None:
             "'key=\"a, b\"'"
         ) from None
     mistakes: list[str] = []
-    lines = [line for override in parsed for line in _forced(override, mistakes)]
-    searchpath = (
-        [f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]"]
-        if given.config_dir
-        else []
-    )
+    folders = [CONF, *([Path(given.config_dir).absolute()] if given.config_dir else [])]
+    lines = [line for override in parsed for line in _forced(override, folders, mistakes)]
+    searchpath = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(given.config_name or "train", [*lines, *searchpath])
@@ -91,9 +99,8 @@ def check(overrides: Sequence[str], given: Any) -> None:
     if given.multirun and settings["train"].get("max_steps") and _searches_batch_size(parsed):
         mistakes.append(
             f"train.max_steps={settings['train']['max_steps']} together with a searched "
-            "train.batch_size gives large "
-            "batches more data than small ones: use train.epochs, so that every trial sees the "
-            "same examples"
+            "train.batch_size gives large batches more data than small ones: use train.epochs, so "
+            "that every trial sees the same examples"
         )
     try:
         config.check(settings, parts=not given.cfg)
@@ -107,35 +114,46 @@ def check(overrides: Sequence[str], given: Any) -> None:
 def resolved(composed: DictConfig) -> dict[str, Any]:
     """Return the settings as plain values, interpolations filled in.
 
-    Raises RequestError where one reads a secret from the environment: it would be written to disk.
+    Raises RequestError where a value is missing, and where one reads a secret from the environment.
     """
-    text = str(OmegaConf.to_container(composed, resolve=False))
-    for name in [
-        word for word in os.environ if f"oc.env:{word}" in text and config.SECRET.search(word)
-    ]:
-        raise RequestError(
+    leaves = dict(config.flat(_plain(composed, resolve=False)))
+    secrets = [
+        name
+        for value in leaves.values()
+        for name in re.findall(r"oc\.env:\s*(\w+)", str(value))
+        if config.SECRET.search(name)
+    ]
+    missing = [key for key, value in leaves.items() if value == "???"]
+    config.refuse(
+        [
             f"${{oc.env:{name}}} would write a secret to disk: no setting needs it, the libraries "
-            f"read {name} "
-            "from the environment themselves"
-        )
-    settings = OmegaConf.to_container(composed, resolve=True)
+            "read the environment themselves"
+            for name in secrets
+        ]
+        + [f"{key} has no value yet: give it one, as in {key}=..." for key in missing]
+    )
+    return _plain(composed, resolve=True)
+
+
+def _plain(composed: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    """Return the settings without Hydra's own."""
+    settings = OmegaConf.to_container(composed, resolve=resolve)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items() if key != "hydra"}
 
 
-def _forced(override: Override, mistakes: list[str]) -> Iterator[str]:
-    """Yield what to compose for one override; note the choice of an option that a group does not
-    have."""
+def _forced(override: Override, folders: list[Path], mistakes: list[str]) -> Iterator[str]:
+    """Yield what to compose for one override; note an option that its group does not have."""
     key, line = override.key_or_group, override.input_line or ""
-    options = sorted(path.stem for path in (CONF / key.split("@")[0]).glob("*.yaml"))
+    groups = [folder / key.split("@")[0] for folder in folders]
     if key.startswith("hydra") or override.is_delete():
         yield line
-    elif options:
+    elif any(group.is_dir() for group in groups) or key in PATCHES:
+        options = sorted({path.stem for group in groups for path in group.glob("*.yaml")})
         wrong = [v for v in _values(override) if v not in (*options, None) and "/" not in str(v)]
+        there = f"There are: {', '.join(options) or 'none'}"
         mistakes += [
-            f"{key}={v} does not exist{config.nearest(str(v), options)} There are: "
-            f"{', '.join(options)}"
-            for v in wrong
+            f"{key}={v} does not exist{config.nearest(str(v), options)} {there}" for v in wrong
         ]
         if not wrong:
             yield f"{key}={_first(override)}"
@@ -160,9 +178,7 @@ def _values(override: Override) -> list[Any]:
     if isinstance(value, Glob):  # finds its own options
         return []
     values = override.sweep_iterator() if override.is_sweep_override() else [value]
-    return [
-        getattr(value, "text", value) for value in values
-    ]  # a quoted string keeps its quotes apart
+    return [getattr(v, "text", v) for v in values]  # a quoted string keeps its quotes apart
 
 
 def _swept(parsed: Sequence[Override], settings: dict[str, Any]) -> list[str]:

@@ -58,11 +58,12 @@ class Run:
         self.saved_at = time.monotonic()
         self.failed_saves = 0
         self.tokens_per_second = math.nan
+        self.shown: dict[str, float] = {}  # the last numbers, for the progress bar
 
-    def resume_from(self, state: State) -> None:
+    def resume_from(self, state: State, *, begun: bool) -> None:
         """Cut the files back to where `state` stands: what came after it happens again."""
         for file in (self.metrics, self.timing, self.samples):
-            file.truncate_to(state.step)
+            file.truncate_to(state.step if begun else -1)
         self.seen = {"seconds": state.seconds, "tokens": state.tokens}
 
     def log(self, state: State, metrics: dict[str, float]) -> None:
@@ -74,8 +75,8 @@ class Run:
             timing = self._timing(state)
             self.timing.append({"train/global_step": state.step} | timing)
             self.logger.log(state.step, metrics | timing)
-            metrics = metrics | timing
-        self.console.step(state.step, self.plan.steps, metrics)
+            self.shown |= metrics | timing
+        self.console.step(state.step, self.plan.steps, self.shown)
 
     def _timing(self, state: State) -> dict[str, float]:
         seconds = state.seconds - self.seen["seconds"]
@@ -189,6 +190,7 @@ class Run:
             "state": state.as_dict() | {"stopped": None},
             "micro_batch_size": self.plan.micro_batch_size,
         } | dict(self.facts)
+        remembered["precision"] = self.precision.name
         try:
             checkpoint.save(
                 folder,
@@ -198,7 +200,9 @@ class Run:
                 scaler=self.precision.scaler,
                 state=remembered,
             )
-            checkpoint.prune(folder, keep=self.settings["checkpoint"]["keep"])
+            checkpoint.prune(
+                folder, keep=self.settings["checkpoint"]["keep"], best_step=state.best_step
+            )
         except checkpoint.SaveError as error:
             self._save_failed(f"the checkpoint of step {state.step}", error)
         else:

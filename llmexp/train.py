@@ -3,6 +3,7 @@
 Nothing heavy is imported at the top: --help, --cfg and TAB stay quick.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> None:
 
 
 def _main() -> None:
+    logging.getLogger("llmexp").propagate = False  # the console shows it, Hydra need not again
     sys.argv[1:] = request.prepare(sys.argv[1:])
     try:
         _hydra_main()

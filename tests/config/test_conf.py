@@ -24,7 +24,10 @@ def choice(page: Path) -> list[str]:
     group = page.parent.relative_to(request.CONF).as_posix()
     extra = {"text": "data.path=x", "jsonl": "data.path=x", "csv": "data.path=x"} | NEEDED
     extra |= {"parquet": "data.path=x"} | ({"hf": "data.path=x"} if group == "data" else {})
-    return [f"{group}={page.stem}", *([extra[page.stem]] if page.stem in extra else [])]
+    plugin = ["hydra/sweeper=optuna"] if group.startswith("hydra") else []
+    if group == "hydra":  # included by the sweeper, no choice
+        return plugin
+    return [*plugin, f"{group}={page.stem}", *([extra[page.stem]] if page.stem in extra else [])]
 
 
 def test_pages_are_found() -> None:
