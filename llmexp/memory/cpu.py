@@ -1,0 +1,63 @@
+"""The micro-batch where there is no GPU: by a sensible number of tokens and the memory at hand."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+TOKENS = 4096  # per forward pass: more is no faster on a CPU
+
+
+def micro_batch_size(settings: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the rows per forward pass, and the line that says why. Costs microseconds."""
+    length = settings["data"]["max_length"]
+    wanted, batch_size = settings["train"]["micro_batch_size"], settings["train"]["batch_size"]
+    rows = min(batch_size, max(1, TOKENS // length) if wanted == "auto" else wanted)
+    architecture, free = settings["model"]["architecture"], available()
+    if not architecture or free is None:
+        needed, cut = None, rows
+    else:
+        cut = rows
+        while wanted == "auto" and cut > 1 and estimate(architecture, cut * length) > free:
+            cut = math.ceil(cut / 2)
+        needed = estimate(architecture, cut * length)
+    return cut, _line(cut, length, needed=needed, free=free)
+
+
+def estimate(architecture: Mapping[str, int], tokens: int) -> float:
+    """Return roughly the bytes that training a GPT-2 in float32 takes on the CPU.
+
+    16 bytes per parameter (weights, gradients, AdamW), 66 per token, layer and width (traced with
+    a fused GELU), three copies of the logits of up to 1,024 tokens.
+    """
+    width, layers = architecture["n_embd"], architecture["n_layer"]
+    vocabulary, positions = architecture["vocab_size"], architecture["n_positions"]
+    parameters = (vocabulary + positions) * width + layers * (12 * width**2 + 13 * width)
+    logits = 12 * min(tokens, 1024) * vocabulary
+    return 16 * parameters + 66 * tokens * layers * width + logits
+
+
+def available() -> int | None:
+    """Return the bytes of memory that programs can still take, or None where nobody says."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:  # macOS: all of it, the system swaps out what it can
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _line(rows: int, length: int, *, needed: float | None, free: int | None) -> str:
+    line = f"memory  CPU: micro-batch {rows} x {length} tokens"
+    if needed is None or free is None:
+        return line
+    line += f", about {needed / GIB:.1f} GiB of the {free / GIB:.1f} available (estimate)"
+    return line if needed < free else line + ": this will swap or fail; choose a smaller model"

@@ -1,0 +1,134 @@
+"""Numbers of traced steps: from the file that ships, from the user's cache, or traced now.
+
+A result names its setting, rows and passes, and the versions of torch and transformers; those in
+the user's cache also the code that was traced.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmexp.memory.setting import Setting
+
+log = logging.getLogger("llmexp")
+SHIPPED = Path(__file__).with_name("measured.json")
+Result = dict[str, Any]  # what llmexp.memory.trace.__main__.measure returns; bytes
+
+
+class Unmeasurable(Exception):
+    """A setting could not be traced; the message says why."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One traced step: `passes` (1, or 2 for any more) micro-batches of `rows` rows."""
+
+    setting: Setting
+    rows: int
+    passes: int
+
+    @property
+    def key(self) -> str:
+        """Return its name in the file that ships."""
+        return self.setting.key(self.rows, self.passes)
+
+
+def measure(requests: Sequence[Request]) -> list[Result]:
+    """Return the numbers of every request; what is not known is traced, a few seconds each.
+
+    Raises Unmeasurable.
+    """
+    results = [known(request) for request in requests]
+    missing = [r for r, result in zip(requests, results, strict=True) if result is None]
+    if missing:
+        traced = iter(trace(missing))
+        results = [next(traced) if result is None else result for result in results]
+    return [result for result in results if result is not None]
+
+
+def known(request: Request) -> Result | None:
+    """Return the numbers of a request if they are at hand."""
+    result = shipped().get(request.key)
+    if result is not None:
+        return result
+    try:
+        return dict(json.loads(_cached(request).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def trace(requests: Sequence[Request]) -> list[Result]:
+    """Trace the requests in a process of their own, and keep the numbers. Raises Unmeasurable."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llmexp.memory.trace"],
+        input=json.dumps([asdict(request) for request in requests]),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    results = [dict(json.loads(line)) for line in done.stdout.splitlines()]
+    for request, result in zip(requests, results, strict=False):
+        _keep(_cached(request), result)
+    if done.returncode or len(results) < len(requests):
+        reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        log.debug(done.stderr)
+        raise Unmeasurable(reason)
+    return results
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions that the numbers depend on, without importing anything heavy."""
+    return {
+        name: importlib.metadata.version(name).partition("+")[0]
+        for name in ("torch", "transformers")
+    }
+
+
+@functools.cache
+def shipped() -> dict[str, Result]:
+    """Return the numbers that ship, if they were measured with the versions at hand."""
+    try:
+        content = json.loads(SHIPPED.read_text())
+    except FileNotFoundError:
+        return {}
+    return dict(content["results"]) if content["versions"] == versions() else {}
+
+
+@functools.cache
+def _code() -> str:
+    """Return a name for the code that is traced."""
+    here = Path(__file__).parent
+    above = (here.parent / f"{name}.py" for name in ("engine", "loss", "optimizer", "precision"))
+    files = [*above, here / "allocator.py", *sorted((here / "trace").glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def _cached(request: Request) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = request.setting.key(request.rows, request.passes, versions(), _code())
+    return Path(base) / "llmexp" / "memory" / f"{name}.json"
+
+
+def _keep(path: Path, result: Result) -> None:
+    """Write a result so that readers see all of it or nothing; a cache may also be read-only."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(result, file)
+        Path(file.name).replace(path)
+    except OSError as problem:
+        log.debug(f"the numbers of a traced step are not kept: {problem}")

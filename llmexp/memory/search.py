@@ -1,0 +1,119 @@
+"""The first way to train that fits a budget, with the largest useful micro-batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmexp.memory import formula, setting
+from llmexp.memory.budget import Budget
+from llmexp.memory.measure import Request
+from llmexp.memory.prediction import MARGIN, Prediction, predict
+
+USEFUL = 2048  # tokens per forward pass; with fewer a GPU idles, so the next rung is tried
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be trained: the settings, the model's config, the number formats that may come."""
+
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
+    precisions: tuple[str, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens per row."""
+        return int(self.settings["data"]["max_length"])
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per optimizer step; packed, they have fewer rows."""
+        return int(self.settings["train"]["batch_size"])
+
+    def requests(self, rows: int, *, checkpointing: bool) -> list[Request]:
+        """Return what to measure for micro-batches of `rows` rows."""
+        passes = 1 if rows >= self.batch_size else 2
+        return [
+            Request(self.variant(precision, checkpointing=checkpointing), rows, passes)
+            for precision in self.precisions
+        ]
+
+    def variant(self, precision: str, *, checkpointing: bool) -> setting.Setting:
+        """Return the setting of one number format and rung."""
+        return setting.make(
+            self.settings, self.config, precision=precision, checkpointing=checkpointing
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A way to train that fits."""
+
+    rows: int  # per micro-batch
+    checkpointing: bool
+    prediction: Prediction
+
+
+def search(case: Case, budget: Budget) -> Fit | None:
+    """Return the first rung with a useful micro-batch that fits, else the largest that fits.
+
+    The rungs: as it is, then with activation checkpointing, unless the settings fix one.
+    """
+    best: Fit | None = None
+    for checkpointing in rungs(case):
+        found = _largest(case, budget, checkpointing=checkpointing)
+        if found is not None and (best is None or found.rows > best.rows):
+            best = found
+        if best is not None and useful(case, best.rows):
+            break
+    return best
+
+
+def rungs(case: Case) -> tuple[bool, ...]:
+    """Return the choices of activation checkpointing, the fastest first."""
+    wanted = case.settings["train"]["activation_checkpointing"]
+    return (False, True) if wanted == "auto" else (bool(wanted),)
+
+
+def sizes(case: Case) -> list[int]:
+    """Return the micro-batches worth trying, the largest first: those that cut a step evenly."""
+    wanted = case.settings["train"]["micro_batch_size"]
+    if wanted != "auto":
+        return [min(int(wanted), case.batch_size)]
+    total = case.batch_size
+    return sorted({math.ceil(total / count) for count in range(1, total + 1)}, reverse=True)
+
+
+def useful(case: Case, rows: int) -> bool:
+    """Tell whether a micro-batch is the whole step, or large enough to keep a GPU busy."""
+    return rows >= case.batch_size or rows * case.length >= USEFUL
+
+
+def least(case: Case) -> Prediction:
+    """Return the smallest prediction of all: what the refusal of a request names."""
+    rows, checkpointing = sizes(case)[-1], rungs(case)[-1]
+    return predict(case.requests(rows, checkpointing=checkpointing))
+
+
+def _largest(case: Case, budget: Budget, *, checkpointing: bool) -> Fit | None:
+    """Return the largest micro-batch that fits: the formula discards, a full replay decides."""
+    for rows in _promising(case, budget, checkpointing=checkpointing):
+        prediction = predict(case.requests(rows, checkpointing=checkpointing))
+        if prediction.total <= budget.bytes:
+            return Fit(rows, checkpointing, prediction)
+    return None
+
+
+def _promising(case: Case, budget: Budget, *, checkpointing: bool) -> Iterator[int]:
+    """Yield the micro-batches whose live bytes fit, the largest first."""
+    layers = setting.layer_count(case.config) or 0
+    wanted = {rows: case.requests(rows, checkpointing=checkpointing) for rows in sizes(case)}
+    forms = formula.forms([request for group in wanted.values() for request in group])
+    for rows, requests in wanted.items():
+        tokens = rows * case.length
+        live = max(forms[r.setting.key(r.passes)].peak(layers, tokens) for r in requests)
+        if live * (1 + MARGIN) <= budget.bytes:
+            yield rows

@@ -1,0 +1,56 @@
+"""python -m llmexp.plan model=gpt2-large hw=24gb: how much GPU memory a run takes, with no GPU.
+
+The arguments are those of llmexp.train. Nothing is loaded, downloaded or written but the numbers
+of newly traced steps, which are kept in ~/.cache/llmexp.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llmexp.command import command
+from llmexp.errors import RequestError
+
+
+def main() -> None:
+    """Print the memory plan of a run: exit code 0 if it fits, 2 if not, with plans that do."""
+    command(_plan)
+
+
+def _plan() -> None:
+    given = sys.argv[1:]
+    if "--help" in given or "-h" in given:
+        print(__doc__)
+        return
+    settings = _settings(given)
+
+    from llmexp.memory import planner
+
+    device = None
+    if settings["hw"]["budget_gib"] is None and settings["hw"]["device"] != "cpu":
+        from llmexp.model import pick_device
+
+        device = pick_device(settings["hw"]["device"])
+    for line in planner.plan(settings, device=device, overrides=given).lines:
+        print(line)
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    """Compose what `llmexp.train` would be asked for. Raises RequestError with all mistakes."""
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from llmexp import request
+
+    request.check(given, get_args_parser().parse_args(list(given)))
+    try:
+        with initialize_config_dir(str(request.CONF), version_base="1.3"):
+            return request.resolved(compose("train", list(given)))
+    except (HydraException, OmegaConfBaseException) as problem:
+        raise RequestError(str(problem)) from None
+
+
+if __name__ == "__main__":
+    main()
