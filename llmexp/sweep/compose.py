@@ -1,4 +1,4 @@
-"""The config of a trial, composed here in the sweeper: to check it, to compare it, to name its folder."""
+"""The config of a trial, composed in the sweeper: to check it, compare it, name its folder."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -13,9 +13,18 @@ from omegaconf.errors import OmegaConfBaseException
 from llmexp.errors import RequestError
 from llmexp.sweep.space import Space
 
-# what may differ between two trials that are compared: how a run fits and what it leaves, see DESIGN.md
-FREE = ("hw", "logger", "run", "resume", "checkpoint", "samples", "train.micro_batch_size")
-FREE += ("train.activation_checkpointing", "train.log_every")
+# what trials that are compared may differ in: how a run fits, and what it leaves
+FREE = (
+    "hw",
+    "logger",
+    "run",
+    "resume",
+    "checkpoint",
+    "samples",
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "train.log_every",
+)
 
 
 class Composer:
@@ -38,7 +47,7 @@ class Composer:
         return composed
 
     def subdir(self, overrides: list[str], number: int) -> str:
-        """Return the folder of a job within that of the sweep, as hydra.sweep.subdir asks for it."""
+        """Return the folder of a job within the sweep's, as hydra.sweep.subdir asks for it."""
         return str(self.compose(overrides, number).hydra.sweep.subdir)
 
     def settings(self, overrides: list[str]) -> dict[str, Any]:
@@ -46,7 +55,7 @@ class Composer:
         return leaves(self.compose(overrides))
 
     def check_corners(self, space: Space) -> None:
-        """Refuse, before anything is trained, what no trial could be: the ends of every range, every choice."""
+        """Refuse, before anything is trained, what a job would refuse at a point of the space."""
         _refuse_unequal_data(space, self.compose(list(space.fixed)))
         for overrides in space.corners():
             composed = self.compose(overrides)
@@ -87,13 +96,13 @@ def fingerprint(space: Space, settings: Mapping[str, Any], metric: str) -> dict[
 
 
 def _refuse_unequal_data(space: Space, composed: DictConfig) -> None:
-    """Refuse to compare batch sizes over the same number of steps: a batch of 32 sees 8 times the data of 4."""
+    """Refuse to compare batch sizes over equal steps: a batch of 32 sees 8 times the data of 4."""
     steps = OmegaConf.select(composed, "train.max_steps")
     if "train.batch_size" in space.searched and (steps or "train.max_steps" in space.searched):
         raise RequestError(
-            f"train.max_steps={steps} and a searched train.batch_size do not go together: a trial with a large "
-            "batch would be trained on more data, and win by that. Use train.epochs: train.max_steps=null "
-            "train.epochs=..."
+            f"train.max_steps={steps} and a searched train.batch_size do not go together: a "
+            "trial with a large batch would be trained on more data, and win by that. Use epochs: "
+            "train.max_steps=null train.epochs=..."
         )
 
 

@@ -20,8 +20,8 @@ def confirm(
 ) -> tuple[list[str], FrozenTrial]:
     """Repeat trials over so many seeds each; return what was found, in words, and the winner.
 
-    The seed that the search itself used is left out: it is what made these trials look best. The runs
-    are a study of their own beside the search, resumable and kept like it.
+    The seed that the search itself used is left out: it is what made these trials look best. The
+    runs are a study of their own beside the search, resumable and kept like it.
     """
     seed = OmegaConf.select(search.composer.config, "seed")
     if not isinstance(seed, int):

@@ -46,14 +46,14 @@ class Launch(Protocol):
         """Take a job."""
 
     def wait(self, seconds: float) -> list[Ended]:
-        """Return the jobs that ended, after so many seconds at the latest where that can be promised."""
+        """Return the jobs that ended, after so many seconds at the latest if it can."""
 
     def stop(self) -> None:
         """End what still runs."""
 
 
 class Batches:
-    """Any launcher of Hydra: takes `size` jobs, runs them together, returns when the last one has ended."""
+    """Any launcher of Hydra: runs up to `size` jobs together, and returns with the last of them."""
 
     def __init__(
         self, launch: Callable[[list[list[str]], int], Any], size: int, sweep_dir: Path
@@ -74,7 +74,7 @@ class Batches:
         self._jobs.append(job)
 
     def wait(self, seconds: float) -> list[Ended]:
-        """Run the batch. A launcher that breaks takes all of it down; the study knows who was done."""
+        """Run the batch. A launcher that breaks takes all of it down; the study knows the rest."""
         jobs, self._jobs = self._jobs, []
         if not jobs:
             return []

@@ -121,8 +121,8 @@ def settle(
 ) -> None:
     """Tell one end of a trial; told twice, the first one stands.
 
-    An infeasible point is told as pruned, with a constraint: samplers ignore failed trials, and would
-    propose the same again and again.
+    An infeasible point is told as pruned, with a constraint: samplers ignore failed trials, and
+    would propose the same again and again.
     """
     trial.set_user_attr("state", state)
     if state == "infeasible":

@@ -1,7 +1,7 @@
 """Who is alive: POSIX record locks on small files.
 
-The kernel frees such a lock when its process ends, kill -9 included, and forked children (data loaders)
-do not inherit it. So there are no heartbeats, no grace periods and no stale locks.
+The kernel frees such a lock when its process ends, kill -9 included, and forked children (data
+loaders) do not inherit it. So there are no heartbeats, no grace periods and no stale locks.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def _try(descriptor: int, path: Path) -> bool:
         return False
     except OSError as error:
         raise RequestError(
-            f"The file system of {path.parent} has no working locks ({error.strerror}), and without them "
-            "a dead trial cannot be told from a live one. Put the sweep on another disk: hydra.sweep.dir=..."
+            f"The file system of {path.parent} has no working locks ({error.strerror}), and "
+            "without them a dead trial looks like a live one. Take another: hydra.sweep.dir=..."
         ) from error
     return True

@@ -17,8 +17,8 @@ SEQUENTIAL = ("GridSampler", "QMCSampler")  # walk one sequence, whose place is 
 def build_sampler(config: Config, space: Space, *, seed: int | None, number: int) -> BaseSampler:
     """Return the sampler of one trial.
 
-    It is a new one for each, seeded by (seed, number): a search that was cut into pieces proposes what
-    it would have proposed in one go, and two workers never propose the same point.
+    It is a new one for each, seeded by (seed, number): a search that was cut into pieces proposes
+    what it would have proposed in one go, and two workers never propose the same point.
     """
     extra: Config = {"seed": seed}
     if not config["_target_"].endswith(SEQUENTIAL):

@@ -53,14 +53,14 @@ def _edges(best: FrozenTrial, space: Space) -> list[str]:
         if position is not None and not 0.1 <= position <= 0.9:
             side = "lower" if position < 0.5 else "upper"
             found.append(
-                f"The best {key}={best.params[key]:.4g} lies at the {side} edge of what was searched: "
-                "the optimum may lie beyond it; move the range and give the search a new name."
+                f"The best {key}={best.params[key]:.4g} lies at the {side} edge of what was "
+                "searched, and the optimum may lie beyond it: move the range, under a new name."
             )
     return found
 
 
 def _position(distribution: object, value: float) -> float | None:
-    """Return where a value lies between the ends, 0 to 1, on the scale that is searched; None: no order."""
+    """Return where a value lies between the ends of its range, 0 to 1; None: there is no order."""
     if isinstance(distribution, CategoricalDistribution):
         choices = [c for c in distribution.choices if isinstance(c, int | float) and c is not True]
         if len(choices) < 3 or len(choices) < len(distribution.choices):
@@ -82,17 +82,18 @@ def _close_calls(ranked: list[FrozenTrial]) -> list[str]:
     if margin >= scatter:
         return []
     return [
-        f"Trial {first.number} leads trial {second.number} by {margin:.2g} nats, and neighbouring trials "
-        f"scatter by {scatter:.2g}: that may be the seed. hydra.sweeper.confirm=3 repeats the top three "
-        "with three seeds each."
+        f"Trial {first.number} leads trial {second.number} by {margin:.2g} nats, and neighbouring "
+        f"trials scatter by {scatter:.2g}: that may be the seed. hydra.sweeper.confirm=3 repeats "
+        "the top three with three seeds each."
     ]
 
 
 def noise(ranked: list[FrozenTrial]) -> float | None:
-    """Return how far the better half of the trials scatters around a smooth curve, in nats per token.
+    """Return how far the better half of the trials scatters around a smooth curve, in nats.
 
-    The curve is a parabola in the logarithm of each number and an offset for each other choice. What it
-    does not explain is noise, or finer structure than so few trials can show: an upper bound.
+    The curve is a parabola in the logarithm of each number and an offset for each other choice.
+    What it does not explain is noise, or finer structure than so few trials can show: an upper
+    bound.
     """
     half = ranked[: max(ENOUGH, len(ranked) // 2)]
     if len(half) < ENOUGH:

@@ -1,4 +1,4 @@
-"""A fresh process per job: its memory is its own, its GPU is its slot's, its death is nobody else's."""
+"""A fresh process per job: its own memory, the GPU of its slot, a death that hurts no other."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from typing import IO
 from llmexp.signals import Stop
 from llmexp.sweep.launch import Ended, Job, quote
 
-log = logging.getLogger("llmexp")
+log = logging.getLogger("llmexp.sweep")
 GPU = "CUDA_VISIBLE_DEVICES"
 POLL = 0.05  # seconds between two looks at the children
 
@@ -46,7 +46,7 @@ class Processes:
         self.adopted: list[str | None] = []  # the GPUs of jobs whose sweeper died before us
 
     def run(self, jobs: Sequence[Job]) -> list[Ended]:
-        """Run jobs until all have ended; a signal stops them and ends this process with its exit code."""
+        """Run jobs until all have ended; a signal stops them and ends this process."""
         waiting, ended = list(jobs), list[Ended]()
         with Stop() as stop:
             try:
@@ -150,17 +150,17 @@ def signal_group(leader: int, number: int) -> None:
 
 
 def last_words(job: Job) -> str:
-    """Return the last line that a job printed."""
+    """Return the last line that a job printed, Hydra's parting advice apart."""
     with job.log.open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+    return next((line for line in reversed(lines) if line and "HYDRA_FULL_ERROR" not in line), "")
 
 
 def slots(n_jobs: int | None, gpus: str | list[int | str] | None) -> list[dict[str, str]]:
     """Return what the environment of each slot adds: a GPU each, in turn, where there are any.
 
-    `gpus`: auto (those that CUDA_VISIBLE_DEVICES or nvidia-smi names), a list, or null (leave them alone).
+    `gpus`: auto (those that CUDA_VISIBLE_DEVICES or nvidia-smi names), a list, or null (none).
     """
     found = visible_gpus() if gpus == "auto" else [str(gpu) for gpu in gpus or ()]
     count = n_jobs or max(1, len(found))

@@ -1,13 +1,23 @@
 """This program as a command line: what starts one of its jobs, and what a person would type."""
 
 import argparse
+import logging
+import os
 import sys
 
 from omegaconf import DictConfig
 
+from llmexp.errors import RequestError
+
 # settings of Hydra that say how a sweep is run, and mean nothing to one of its jobs
-OF_THE_SWEEP = ("hydra.sweep", "hydra.launcher", "hydra.mode", "hydra.run.dir")
-OF_THE_SWEEP += ("hydra/sweeper", "hydra/launcher")
+OF_THE_SWEEP = (
+    "hydra.sweep",
+    "hydra/sweeper",
+    "hydra.launcher",
+    "hydra/launcher",
+    "hydra.mode",
+    "hydra.run.dir",
+)
 
 
 def program() -> list[str]:
@@ -26,10 +36,29 @@ def program() -> list[str]:
 
 
 def job_command(config: DictConfig, prefix: list[str]) -> list[str]:
-    """Return what starts a job: a prefix (such as torchrun), this program, the settings of Hydra to keep."""
+    """Return what starts a job: a prefix such as torchrun, this program, Hydra's own settings."""
     kept = [
         override
         for override in config.hydra.overrides.hydra
         if not str(override).lstrip("+~").startswith(OF_THE_SWEEP)
     ]
     return [*prefix, sys.executable, *program()[1:], *kept]
+
+
+def refuse_torchrun() -> None:
+    """Refuse to start one sweep per rank."""
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        raise RequestError(
+            "torchrun with -m would start a sweep in each of its processes. Start one sweep, "
+            "without torchrun, and put torchrun in front of each job: "
+            "'hydra.launcher.command_prefix=[torchrun,--standalone,--nproc_per_node=2,--no-python]'"
+        )
+
+
+def speak() -> None:
+    """Let the sweep itself be heard: its lines go to stdout, whatever jobs do with theirs."""
+    log = logging.getLogger("llmexp.sweep")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stdout))

@@ -1,9 +1,9 @@
-"""What a sweep leaves: a table, the best command, best.yaml, optimization_results.yaml, a picture."""
+"""What a sweep leaves: table, best command, best.yaml, optimization_results.yaml, a picture."""
 
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Report:
         return shlex.join([*self.program, *self.space.overrides(trial.params)])
 
     def update(self, study: optuna.Study, winner: FrozenTrial | None = None) -> None:
-        """Write optimization_results.yaml and best.yaml, whole or not at all; cheap enough for each trial."""
+        """Write optimization_results.yaml and best.yaml, after every trial."""
         trials = study.get_trials(deepcopy=False)
         best = winner or next(iter(ranking(trials)), None)
         folder = self.composer.sweep_dir
@@ -60,7 +60,7 @@ class Report:
         durable.write_text(folder / "optimization_results.yaml", text)
 
     def lines(self, study: optuna.Study) -> list[str]:
-        """Return the end of a sweep in words: the table, what mattered, warnings, the best command."""
+        """Return the result in words: the table, what mattered, warnings, the best command."""
         trials = study.get_trials(deepcopy=False)
         ranked = ranking(trials)
         said = table(trials, list(self.space.searched))
@@ -75,7 +75,7 @@ class Report:
         return said
 
     def experiment(self, trial: FrozenTrial) -> str:
-        """Return the file that makes a trial an `experiment=`: its parts, and what differs from the pages."""
+        """Return a trial as a file for `experiment=`: its parts, and what differs from them."""
         composed = self.composer.compose(self.space.overrides(trial.params))
         chosen = composed.hydra.runtime.choices
         parts = {
@@ -118,18 +118,18 @@ def table(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> list[str]:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the share of each key in what separates good trials from bad ones, the largest first."""
+    """Return the share of each key in what separates good trials from bad ones."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(finished) < ENOUGH or len(finished[0].params) < 2:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
 def picture(trials: Sequence[FrozenTrial], space: Space, path: Path) -> bool:
-    """Draw the best loss of each trial over the first searched number, a line per choice of another key.
+    """Draw the best losses over the first searched number, a line per choice of another key.
 
-    Returns whether there was anything to draw. Pruned trials are hollow: they might have come further.
+    Returns whether there was anything to draw. Pruned trials are hollow: they stopped on the way.
     """
     import matplotlib
 

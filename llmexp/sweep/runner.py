@@ -19,7 +19,7 @@ from llmexp.sweep.process import Processes, signal_group
 from llmexp.sweep.study import Claim, Study
 from llmexp.sweep.trial import STOPPED
 
-log = logging.getLogger("llmexp")
+log = logging.getLogger("llmexp.sweep")
 LOOK = 1.0  # seconds between two looks at what other processes do
 
 
@@ -45,8 +45,9 @@ class Runner:
     def run(self) -> None:
         """Run trials until all are done, taking up those that lost their job or their sweeper.
 
-        Raises RunError after too many failures in a row, RequestError if a job says that it cannot be
-        done. A signal stops the jobs, which save themselves, and ends the process with its exit code.
+        Raises RunError after too many failures in a row, RequestError if a job says that it cannot
+        be done. A signal stops the jobs, which save themselves, and ends the process with its exit
+        code.
         """
         ours = isinstance(self._launch, Processes)  # other launchers stop their jobs themselves
         with Stop() if ours else contextlib.nullcontext(Stop()) as stop:
@@ -134,7 +135,7 @@ class Runner:
             )
 
     def _stop_adopted(self) -> None:
-        """Stop the jobs that a killed sweeper left on this machine: who stops a sweep wants the GPU back."""
+        """Stop what a killed sweeper left on this machine: who stops a sweep wants the GPU back."""
         for trial in self._study.adopted():
             pid, host = owner(self._study.lock_file(trial.number))
             if host == HOST and pid != os.getpid():

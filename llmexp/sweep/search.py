@@ -22,7 +22,7 @@ from llmexp.sweep.runner import Runner
 from llmexp.sweep.study import Claim, Study
 from llmexp.sweep.trial import ENV, pack
 
-log = logging.getLogger("llmexp")
+log = logging.getLogger("llmexp.sweep")
 METRIC = "best eval/loss of the run, minimized"
 NAME = re.compile(r"(?!\.)[^/\x00-\x1f]{1,100}")
 
@@ -85,6 +85,7 @@ class Search:
         defaults = self.space.defaults(self.composer.config)
         with self.study(self.settings.study_name, self.settings.n_trials) as study:
             common = fingerprint(self.space, self.composer.settings(list(self.space.fixed)), METRIC)
+            OmegaConf.save(self.composer.config, self.composer.sweep_dir / "multirun.yaml")
             study.agree(common, allow_mismatch=self.settings.allow_mismatch)
             if study.mended:
                 log.warning("%s was torn; %d bytes were set aside", self.address, study.mended)
@@ -171,7 +172,7 @@ class Search:
         log.info("\n%s", "\n".join(lines))
         if winner is None:
             raise RunError(
-                f"None of the {len(study.trials())} trials finished: see the table in {folder / 'report.md'}. "
-                "Where all were infeasible, search smaller learning rates or batches, or a smaller model."
+                f"None of the {len(study.trials())} trials finished, see {folder / 'report.md'}. "
+                "Where all were infeasible, search smaller learning rates or take a smaller model."
             )
-        return winner.value
+        return float(winner.value)

@@ -1,6 +1,7 @@
 """What is searched: Hydra's own override grammar, read as Optuna distributions."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 from hydra.core.override_parser.types import (
     IntervalSweep,
     Override,
+    Quote,
+    QuotedString,
     RangeSweep,
-    Transformer,
 )
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import (
@@ -22,7 +24,11 @@ from optuna.distributions import (
 from llmexp.errors import RequestError
 
 Value = str | int | float | bool | None
-GRAMMAR = "choice(4,8), interval(1e-5,1e-3), tag(log,interval(1e-5,1e-3)), range(1,9,2), glob(*)"
+WORD = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)  # what needs no quotes, and stays a text without
+NO_WORDS = ("true", "false", "null", "nan", "inf")
+GRAMMAR = (
+    "choice(4,8), interval(0,1), int(interval(1,9)), tag(log,interval(1e-5,1e-3)), range(1,9,2), glob(*)"
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,11 @@ class Space:
 
     def as_dict(self) -> dict[str, str]:
         """Return the space in words, one per key, equal exactly if the distributions are."""
-        return {key: str(found) for key, found in sorted(self.searched.items())}
+        return {key: _words(found) for key, found in sorted(self.searched.items())}
 
 
 def parse(overrides: list[Override]) -> Space:
-    """Read a list of overrides, the later ones of a key winning; raise RequestError with all mistakes."""
+    """Read overrides, of which the last of a key wins; raise RequestError with all mistakes."""
     last = {override.key_or_group: override for override in overrides}
     searched: dict[str, BaseDistribution] = {}
     fixed: list[str] = []
@@ -78,8 +84,8 @@ def parse(overrides: list[Override]) -> Space:
             mistakes.append(f"{override.input_line}: {error}")
     if not searched and not mistakes:
         mistakes.append(
-            "Nothing is searched: give a key a range, e.g. 'optimizer.lr=tag(log,interval(1e-5,1e-3))', "
-            "or choose a search with sweep=lr_batch."
+            "Nothing is searched: give a key a range, e.g. "
+            "'optimizer.lr=tag(log,interval(1e-5,1e-3))', or choose a search with sweep=lr_batch."
         )
     if mistakes:
         raise RequestError("\n".join(mistakes))
@@ -87,12 +93,24 @@ def parse(overrides: list[Override]) -> Space:
 
 
 def text(value: object) -> str:
-    """Write a value in Hydra's grammar; strings are kept as written in a choice()."""
+    """Write a value in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and not (WORD.fullmatch(value) and value.lower() not in NO_WORDS):
+        return str(QuotedString(value, Quote.single).with_quotes())
     return str(value)
+
+
+def _words(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return f"one of {', '.join(map(text, distribution.choices))}"
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    whole = "whole numbers " if isinstance(distribution, IntDistribution) else ""
+    step = f", step {distribution.step}" if distribution.step else ""
+    scale = ", logarithmic" if distribution.log else ""
+    return f"{whole}{distribution.low} to {distribution.high}{step}{scale}"
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -136,7 +154,9 @@ def _range(values: list[Any]) -> BaseDistribution:
 
 
 def _choice(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float) else Transformer.str(value)
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"numbers, texts, true and false can be chosen from, {value} cannot")
 
 
 def _all_values(key: str, distribution: BaseDistribution) -> list[Any]:
@@ -145,8 +165,8 @@ def _all_values(key: str, distribution: BaseDistribution) -> list[Any]:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if distribution.step is None or distribution.log:
         raise RequestError(
-            f"A grid needs a list, and {key} is an interval: write {key}=choice(...) or {key}=range(...), "
-            "or take another sampler: hydra/sweeper/sampler=tpe"
+            f"A grid needs a list, and {key} is an interval: write {key}=choice(...) or "
+            f"{key}=range(...), or take another sampler: hydra/sweeper/sampler=tpe"
         )
     steps = round((distribution.high - distribution.low) / distribution.step)
     return [distribution.low + index * distribution.step for index in range(steps + 1)]

@@ -18,10 +18,10 @@ DATABASES = ("sqlite", "postgresql", "mysql")
 
 
 def locate(storage: str | None, folder: Path, *, literal: bool) -> str:
-    """Return the address of a storage: an absolute file name or a URL; by default <folder>/study.journal.
+    """Return the address of a storage, a file name or a URL; by default <folder>/study.journal.
 
-    `literal`: the address stands as such in the config, which is written to files; raise RequestError
-    if there is a password in it.
+    `literal`: the address stands as such in the config, which is written to files. Raises
+    RequestError if there is a password in it then, and for what is no address.
     """
     if not storage:
         return str((folder / "study.journal").absolute())
@@ -30,12 +30,12 @@ def locate(storage: str | None, folder: Path, *, literal: bool) -> str:
     kind = urlsplit(storage).scheme.split("+")[0]
     if kind not in (*DATABASES, "grpc"):
         raise RequestError(
-            f"hydra.sweeper.storage={storage}: {kind}:// is not known; give a file name for a journal, "
-            f"or a URL that starts with {', '.join(f'{name}://' for name in (*DATABASES, 'grpc'))}."
+            f"hydra.sweeper.storage={storage}: {kind}:// is not known; give a file name for a "
+            f"journal, or a URL of {', '.join((*DATABASES, 'grpc'))}."
         )
     if literal and urlsplit(storage).password:
         raise RequestError(
-            "hydra.sweeper.storage holds a password, and the config is written into every run folder. "
+            "hydra.sweeper.storage holds a password, and configs are written into run folders. "
             "Put the password into PGPASSWORD or ~/.pgpass, or the whole URL into a variable: "
             f"{ENV_STORAGE}=... and 'hydra.sweeper.storage=${{oc.env:{ENV_STORAGE}}}'"
         )
@@ -49,7 +49,7 @@ def public(address: str) -> str:
 
 
 def connect(address: str) -> BaseStorage:
-    """Open a storage; raise RequestError with the cure where its driver is missing, RunError where it is silent."""
+    """Open a storage; raise RequestError if its driver is missing, RunError if it is silent."""
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if "://" not in address:
@@ -67,14 +67,15 @@ def connect(address: str) -> BaseStorage:
     except ImportError as error:
         raise RequestError(
             f"{public(address)} needs a driver that is not installed ({error}): "
-            "pip install psycopg2-binary (postgresql://), pymysql (mysql+pymysql://), grpcio protobuf (grpc://)"
+            "pip install psycopg2-binary (postgresql://), pymysql (mysql+pymysql://), "
+            "grpcio protobuf (grpc://)"
         ) from error
     except Exception as error:
         raise RunError(f"The storage {public(address)} cannot be opened: {error}") from error
 
 
 class WriterLock:
-    """The journal's lock as the kernel keeps it: Optuna's own outlives a killed writer by 30 seconds."""
+    """The lock of a journal, kept by the kernel: Optuna's own outlives a killed writer by 30 s."""
 
     def __init__(self, journal: Path) -> None:
         self._lock = Lock(journal.with_name(f".{journal.name}.lock"))
@@ -91,10 +92,10 @@ class WriterLock:
 
 
 def repair(journal: Path) -> int:
-    """Make a journal readable again whose last write was torn; return how many bytes were set aside.
+    """Make a journal readable again whose last write was torn; return the bytes set aside.
 
-    Optuna refuses a journal with an unreadable line for ever. What is set aside is kept next to it, and
-    a line written behind a torn one is saved. Only for when no one else has the journal open.
+    Optuna refuses a journal with an unreadable line for ever. What is set aside is kept next to it,
+    and a line written behind a torn one is saved. Only for when no one else has the journal open.
     """
     if not journal.is_file():
         return 0

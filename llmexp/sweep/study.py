@@ -1,9 +1,9 @@
 """One search, shared by any number of workers, each of which may die at any instant.
 
-Every trial is claimed twice: by the worker that asked for it and by the job that runs it, both through
-locks that the kernel frees. A running trial whose two claims are free is taken up again, with the same
-number, in the same folder, from its checkpoint. `attempt` counts its starts: a job of an earlier start
-that wakes up late finds another number and leaves.
+Every trial is claimed twice: by the worker that asked for it and by the job that runs it, both
+through locks that the kernel frees. A running trial whose two claims are free is taken up again,
+with the same number, in the same folder, from its checkpoint. `attempt` counts its starts: a job of
+an earlier start that wakes up late finds another number and leaves.
 """
 
 import os
@@ -86,7 +86,7 @@ class Study:
     mended = 0  # bytes of a torn journal that were set aside
 
     def agree(self, fingerprint: dict[str, Any], *, allow_mismatch: bool) -> None:
-        """Refuse to continue what was begun with another space, metric or config; tell the differences."""
+        """Refuse to continue what was begun with another space, metric or config."""
         with self._lock:
             begun = self.optuna.user_attrs.get(FINGERPRINT, fingerprint)
             different = [
@@ -96,15 +96,17 @@ class Study:
             ]
             if different and not allow_mismatch:
                 raise RequestError(
-                    f"Study {self.name} in {storage.public(self.address)} was begun with other settings, "
-                    "and its trials could not be compared:\n" + "\n".join(different) + "\n"
-                    "Give this search a name of its own (hydra.sweeper.study_name=...), or insist with "
-                    "hydra.sweeper.allow_mismatch=true."
+                    f"Study {self.name} in {storage.public(self.address)} was begun with other "
+                    "settings, and its trials could not be compared:\n"
+                    + "\n".join(different)
+                    + "\n"
+                    "Give this search a name of its own (hydra.sweeper.study_name=...), or insist "
+                    "with hydra.sweeper.allow_mismatch=true."
                 )
             self.optuna.set_user_attr(FINGERPRINT, fingerprint)
 
     def enqueue(self, points: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        """Ask for these points before all others, each once: (parameters, what is kept with them)."""
+        """Ask for these points before all others, each once: (parameters, notes kept with them)."""
         with self._lock:
             known = [trial.user_attrs.get("point") for trial in self.trials()]
             for params, more in points:
@@ -112,7 +114,7 @@ class Study:
                     self.optuna.enqueue_trial(params, user_attrs={"point": more})
 
     def claim(self) -> Claim | None:
-        """Return the next start: a trial that lost its job, else a new one; None if all are taken."""
+        """Return the next start, of a trial that lost its job or a new one; None: all are taken."""
         with self._lock:
             for orphan in self._orphans():
                 self._sample_for(orphan.number)
@@ -128,7 +130,11 @@ class Study:
 
     def _start(self, trial: optuna.trial.Trial, attempt: int) -> Claim:
         """Draw what has no value yet, a kill may have come between, and claim the trial."""
-        params = {key: _suggest(trial, key, found) for key, found in self.space.searched.items()}
+        try:
+            searched = self.space.searched.items()
+            params = {key: _suggest(trial, key, found) for key, found in searched}
+        except ImportError as error:
+            raise RequestError(f"This sampler needs {error.name}: pip install {error.name}") from error
         trial.set_user_attr("worker", self._worker)
         trial.set_user_attr("attempt", attempt)
         return Claim(trial.number, attempt, params, trial.user_attrs.get("point", {}))
@@ -163,7 +169,7 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials by number, those of other workers included."""
-        return self.optuna.get_trials(deepcopy=False)
+        return list(self.optuna.get_trials(deepcopy=False))
 
     def trial(self, number: int) -> FrozenTrial:
         """Return a trial as it stands now."""
@@ -185,8 +191,8 @@ class Study:
     def _dead(self, trial: FrozenTrial) -> bool:
         """Say whether nobody waits for a trial.
 
-        A worker whose file is not here has another sweep folder, on another machine maybe: it is not ours
-        to judge.
+        A worker whose file is not here has another sweep folder, on another machine maybe: it is
+        not ours to judge.
         """
         worker = trial.user_attrs.get("worker")
         file = self._worker_file(str(worker))

@@ -1,6 +1,7 @@
 """What a training run sees of a sweep; outside of one: nothing, at no cost.
 
-Light on purpose: this module imports neither Hydra nor Optuna; llmexp/sweep/live.py does, in a sweep.
+Light on purpose: this module imports neither Hydra nor Optuna; llmexp/sweep/live.py does, in a
+sweep.
 """
 
 import json
@@ -80,7 +81,7 @@ def verdict(error: BaseException | None = None, *, loss: float | None = None) ->
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Say whether memory ran out, be it on the GPU or the host, here or in what this error came from."""
+    """Say whether memory ran out, on the GPU or the host, here or in what this error came from."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

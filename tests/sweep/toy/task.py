@@ -1,7 +1,7 @@
-"""A training run made of arithmetic: the job side of a sweep without a model, to be killed by tests.
+"""A training run made of arithmetic: the job side of a sweep, for tests to kill.
 
-It keeps one line per validation in evaluated.jsonl, which is also its checkpoint: with resume=auto it
-goes on behind the last line, so a validation that is counted twice would be seen.
+It keeps one line per validation in evaluated.jsonl, which is also its checkpoint: with resume=auto
+it goes on behind the last line, so a validation that is counted twice would be seen.
 """
 
 import json
@@ -31,7 +31,8 @@ def train(cfg: DictConfig, trial: NullTrial) -> float:
     record = folder / "evaluated.jsonl"
     if record.exists() and cfg.resume != "auto":
         raise RuntimeError(f"{folder} holds a run already")
-    losses = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    lines = record.read_text().splitlines() if record.exists() else []
+    losses = [json.loads(line) for line in lines]
     misbehave(cfg, trial)
     for index in range(len(losses), cfg.train.validations):
         time.sleep(cfg.pause)

@@ -1,1 +1,1 @@
-"""The part of llmexp that Hydra looks for by name; see llmexp/sweep/plugin.py for how it is found."""
+"""The part of llmexp that Hydra finds by its name; llmexp/sweep/plugin.py shows it the way."""

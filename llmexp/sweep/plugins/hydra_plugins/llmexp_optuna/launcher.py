@@ -1,4 +1,4 @@
-"""The launcher: hydra/launcher=process, a fresh process per job. Thin; see llmexp/sweep/process.py."""
+"""The launcher hydra/launcher=process: a fresh process per job. Thin; see llmexp/sweep/."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.llmexp_optuna.sweeper import refuse_torchrun
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from llmexp.errors import RequestError, RunError
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ProcessLauncher(Launcher):
-    """Starts each job as a command of its own; the arguments are explained in conf/hydra/launcher/process.yaml."""
+    """Starts each job as a command; conf/hydra/launcher/process.yaml explains the arguments."""
 
     def __init__(
         self,
@@ -56,9 +55,11 @@ class ProcessLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run a plain list of jobs, for every other sweeper; the value of a job stays in its folder."""
+        """Run a list of jobs, for other sweepers; what a job found stays in its folder."""
         from llmexp.sweep.launch import Job
+        from llmexp.sweep.program import refuse_torchrun, speak
 
+        speak()
         refuse_torchrun()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         returns, jobs = [], []
@@ -79,7 +80,7 @@ class ProcessLauncher(Launcher):
         with open_dict(composed):
             composed.hydra.job.id = composed.hydra.job.num = number
         sweep = composed.hydra.sweep
-        config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         return JobReturn(
             overrides=list(composed.hydra.overrides.task),
             cfg=config,
@@ -90,5 +91,6 @@ class ProcessLauncher(Launcher):
 
 
 def _error(ended: "Ended") -> Exception:
-    told = f"Job {ended.job.number} ended with exit code {ended.code}: {ended.error}\nIts log: {ended.job.log}"
+    told = f"Job {ended.job.number} ended with exit code {ended.code}: {ended.error}"
+    told += f"\nIts log: {ended.job.log}"
     return RequestError(told) if ended.code == RequestError.exit_code else RunError(told)
