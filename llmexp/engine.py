@@ -6,18 +6,21 @@ come from.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from llmexp.loss import Rows, loss_sum
+from llmexp.loss import loss_sum
 from llmexp.memory import oom
 from llmexp.optimizer import set_learning_rate, step_if_finite
 from llmexp.precision import Precision
+
+if TYPE_CHECKING:
+    from llmexp.data import Batch, Batches
 
 
 def fit(
@@ -250,28 +253,6 @@ class State:
 def perplexity(loss: float) -> float:
     """Return exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
-
-
-class MicroBatch(Rows, Protocol):
-    """Rows of one forward pass: int64 tensors [B, T]."""
-
-    def to(self, device: torch.device) -> "MicroBatch": ...
-
-
-class Batch(Protocol):
-    """The examples of one optimizer step."""
-
-    label_tokens: int
-
-    def micro_batches(self, micro_batch_size: int, /) -> Iterator[MicroBatch]: ...
-
-
-class Batches(Protocol):
-    """A pure function of the optimizer step."""
-
-    steps_per_epoch: int
-
-    def __getitem__(self, step: int) -> Batch: ...
 
 
 class Run(Protocol):

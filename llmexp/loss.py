@@ -18,9 +18,12 @@ CHUNK = 1024  # label tokens per matrix product with the head; bounds the logits
 class Rows(Protocol):
     """What a forward pass reads: int64 tensors [B, T] on the model's device (llmexp/data)."""
 
-    input_ids: Tensor
-    targets: Tensor
-    position_ids: Tensor | None
+    @property
+    def input_ids(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...  # the token to predict from each position, or IGNORE
+    @property
+    def position_ids(self) -> Tensor | None: ...  # None: one example per row
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def reaches_head(model: Any) -> bool:
     return bool(getattr(model, "llmexp_reaches_head", False))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Probe:
     """A few tokens to try a model on."""
 
