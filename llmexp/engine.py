@@ -6,21 +6,18 @@ come from.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from llmexp.loss import loss_sum
+from llmexp.loss import Rows, loss_sum
 from llmexp.memory import oom
 from llmexp.optimizer import set_learning_rate, step_if_finite
 from llmexp.precision import Precision
-
-if TYPE_CHECKING:
-    from llmexp.data import Batch, Batches
 
 
 def fit(
@@ -253,6 +250,28 @@ class State:
 def perplexity(loss: float) -> float:
     """Return exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+class MicroBatch(Rows, Protocol):
+    """Rows of one forward pass: int64 tensors [B, T]."""
+
+    def to(self, device: torch.device, /) -> "MicroBatch": ...
+
+
+class Batch(Protocol):
+    """The examples of one optimizer step."""
+
+    @property
+    def label_tokens(self) -> int: ...
+    def micro_batches(self, micro_batch_size: int, /) -> Iterator[MicroBatch]: ...
+
+
+class Batches(Protocol):
+    """A pure function of the optimizer step."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+    def __getitem__(self, step: int, /) -> Batch: ...
 
 
 class Run(Protocol):

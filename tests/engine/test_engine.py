@@ -1,4 +1,5 @@
-"""The laws of the step: the gradient does not depend on how it was cut, nothing depends on the past."""
+"""The laws of the step: the gradient does not depend on how it was cut, nothing depends on the
+past."""
 
 import math
 from collections.abc import Callable
@@ -45,7 +46,26 @@ class Watcher:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> data.Corpus:
     """Return 60 lines of very different length, tokenised."""
     folder = tmp_path_factory.mktemp("corpus")
-    words = "the cat sat on a mat and saw one red bird fly over some tall trees near it".split()
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "saw",
+        "one",
+        "red",
+        "bird",
+        "fly",
+        "over",
+        "some",
+        "tall",
+        "trees",
+        "near",
+        "it",
+    ]
     lines = [" ".join(words[: 1 + i % len(words)]) + f" {i}." for i in range(60)]
     (folder / "lines.txt").write_text("\n".join(lines))
     part = yaml.safe_load((CONF / "data" / "text.yaml").read_text())
