@@ -1,6 +1,7 @@
 """The examples of each optimizer step, and the rows they travel in.
 
-Which examples a step has is a pure function of (seed, step). Rows, micro-batches and packing only decide how
+Which examples a step has is a pure function of (seed, step). Rows, micro-batches and packing only
+decide how
 they reach the model. Shapes: B rows, T positions.
 """
 

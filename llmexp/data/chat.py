@@ -1,19 +1,30 @@
 """Conversations become text: by the tokenizer's chat template, or plainly where it has none."""
 
-from collections.abc import Callable
-from typing import Any
+import json
+from typing import Any, Protocol
 
 from llmexp.errors import RequestError
 
 Messages = list[dict[str, str]]
 Spans = tuple[tuple[int, int], ...]  # [start, end) in characters: what the assistant says
-Chat = Callable[[Messages], tuple[str, Spans]]
+
+
+class Chat(Protocol):
+    """How messages become text; `spans` is empty where they are not asked for."""
+
+    def __call__(self, messages: Messages, *, is_marked: bool) -> tuple[str, Spans]: ...
+
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 
 
 def messages_of(value: object, where: str) -> Messages:
     """Read role and content of each message (ShareGPT: from and value). Raises RequestError."""
+    if isinstance(value, str) and value.startswith("["):  # a cell of a table
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise RequestError(f"{where}: this conversation is not JSON ({error})") from None
     if not isinstance(value, list) or not value:
         raise RequestError(f"{where}: a conversation is a list of messages, found {value!r:.60}")
     return [_message(entry, where) for entry in value]
@@ -34,9 +45,9 @@ def _message(entry: object, where: str) -> dict[str, str]:
 
 
 def plain(end_of_text: str) -> Chat:
-    """Write `User: ...` and `Assistant: ...` on lines of their own, end-of-text after each answer."""
+    """Write `User: ...` and `Assistant: ...`, and end-of-text after each answer."""
 
-    def chat(messages: Messages) -> tuple[str, Spans]:
+    def chat(messages: Messages, *, is_marked: bool) -> tuple[str, Spans]:
         text, spans = "", []
         for message in messages:
             text += f"{message['role'].capitalize()}:"
@@ -47,23 +58,27 @@ def plain(end_of_text: str) -> Chat:
                 spans.append((start, len(text)))
             else:
                 text += "\n"
-        return text, tuple(spans)
+        return text, tuple(spans) if is_marked else ()
 
     return chat
 
 
 def templated(tokenizer: Any) -> Chat:
-    """Use the tokenizer's own chat template; an answer's span is what the model writes at its turn."""
+    """Use the tokenizer's own chat template; a span is what the model writes at its turn."""
 
     def render(messages: Messages, *, prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt
+            )
+        except Exception as error:  # a template is a program, and refuses as it likes
+            raise RequestError(f"the chat template refuses this conversation ({error})") from error
+        return str(text)
 
-    def chat(messages: Messages) -> tuple[str, Spans]:
+    def chat(messages: Messages, *, is_marked: bool) -> tuple[str, Spans]:
         text, spans = render(messages, prompt=False), []
         for turn, message in enumerate(messages):
-            if message["role"] == "assistant":
+            if is_marked and message["role"] == "assistant":
                 start = _start(text, render(messages[:turn], prompt=True) if turn else "")
                 closed = render(messages[: turn + 1], prompt=False)
                 spans.append((start, _end(text, start, message["content"], closed)))
@@ -77,8 +92,8 @@ def _start(text: str, before: str) -> int:
     if text.startswith(before):
         return len(before)
     raise RequestError(
-        "this tokenizer's chat template writes earlier turns differently later on, so the assistant's "
-        "words cannot be told apart: set data.loss_on=all"
+        "this tokenizer's chat template rewrites earlier turns, so the assistant's words cannot be "
+        "told apart: set data.loss_on=all"
     )
 
 
@@ -88,8 +103,8 @@ def _end(text: str, start: int, content: str, closed: str) -> int:
     found = text.find(content, start)
     if found < 0 or content not in closed:
         raise RequestError(
-            "this tokenizer's chat template changes what the assistant says, so its words cannot be "
-            "told apart: set data.loss_on=all"
+            "this tokenizer's chat template changes the assistant's words, so they cannot be told "
+            "apart: set data.loss_on=all"
         )
     end = found + len(content)
     closing = closed[closed.rfind(content) + len(content) :].rstrip()

@@ -49,7 +49,7 @@ class Examples(Sequence[Example]):
         return lengths
 
     def gather(self, indices: Ints) -> tuple[Ints, npt.NDArray[np.bool_], Ints]:
-        """Return the tokens of these examples one after the other, which are trained, and the lengths."""
+        """Return the tokens of these examples in one row, which are trained, and the lengths."""
         ranges = self._ranges.array[indices]
         lengths = ranges["length"].astype(np.int64)
         places = np.repeat(ranges["start"], lengths) + within(lengths)

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmexp.data.files import NEEDS_DATA_EXTRA, digest
+from llmexp import durable
+from llmexp.data.files import NEEDS_DATA_EXTRA
 from llmexp.data.records import ROWS, Record
 from llmexp.data.text import Notes
 from llmexp.errors import RequestError
@@ -43,13 +44,11 @@ class HubSource:
                 return saved[self._split] if isinstance(saved, dict) else saved
             place = str(folder) if folder.is_dir() else self._path
             return datasets.load_dataset(place, self._subset, split=self._split)
-        except (
-            Exception
-        ) as error:  # datasets raises many kinds: network, hub, format, missing split
+        except Exception as error:  # of many kinds: network, hub, format, missing split
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RequestError(
-                f"{self._key}={self.spec} cannot be loaded ({reason:.200}): with no network, bring it "
-                "as a folder (hf download --repo-type dataset OWNER/NAME --local-dir FOLDER) and set "
+                f"{self._key}={self.spec} cannot be loaded ({reason:.200}): with no network, bring "
+                "it as a folder (hf download --repo-type dataset OWNER/NAME --local-dir FOLDER), set "
                 f"{self._key}=FOLDER; a subset and a split are named OWNER/NAME:SUBSET@SPLIT"
             ) from error
 
@@ -59,10 +58,10 @@ class HubSource:
         return sum(path.stat().st_size for path in self._files()) or len(self.dataset)
 
     def identity(self) -> list[str]:
-        """Return what changes when a row changes: the digests of the Arrow files, or of the rows."""
+        """Return what changes with a row: the digests of the Arrow files, or of the rows."""
         files = self._files()
         if files and self.dataset._indices is None:
-            return [self._split, str(len(self.dataset)), *map(digest, files)]
+            return [self._split, str(len(self.dataset)), *map(durable.sha256, files)]
         sha256 = hashlib.sha256()
         for record in self.records(Notes()):
             sha256.update(json.dumps(record.fields, default=str).encode())

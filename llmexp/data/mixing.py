@@ -1,4 +1,4 @@
-"""Numbers that look random and are a pure function of their key: for the split and for the order."""
+"""Random-looking numbers that are a pure function of their key: for the split and the order."""
 
 import hashlib
 from typing import Any
@@ -27,9 +27,10 @@ def mix(words: npt.NDArray[Any], by: np.uint64) -> Words:
 
 
 class Order:
-    """A permutation of range(n) that needs no memory: a Feistel network over a x b >= n (Black & Rogaway 2002).
+    """A permutation of range(n) that needs no memory (Black & Rogaway 2002).
 
-    What falls outside range(n), fewer than one in sqrt(n), walks on until it is inside.
+    A Feistel network permutes range(rows x columns), which is little more than range(n); what
+    falls outside range(n) walks on until it is inside.
     """
 
     ROUNDS = 8

@@ -37,14 +37,15 @@ def best_fit(lengths: Ints, capacity: int) -> list[list[int]]:
 
 
 def one_per_row(lengths: Ints) -> list[list[int]]:
-    """Put each item in a row of its own, longest first, so that rows of like length travel together."""
+    """Put each item in a row of its own, longest first: rows of like length travel together."""
     return [[item] for item in np.argsort(-lengths, kind="stable").tolist()]
 
 
 def can_pack(model: Any) -> tuple[bool, str]:
     """Tell whether the examples of a row stay apart in this model, and if not, why.
 
-    A few tokens decide it, on the model itself, as the engine calls it: an example's logits must not
+    A few tokens decide it, on the model itself, as the engine calls it: an example's logits must
+    not
     change with its neighbour's tokens, and must be those it has in a row of its own.
     """
     import torch

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmexp import durable
 from llmexp.data.chat import Chat
-from llmexp.data.files import digest
 from llmexp.data.hub import HubSource
 from llmexp.data.records import Record, json_records, parquet_records, table_records
 from llmexp.data.render import Rendered, Renderer, shape_of
-from llmexp.data.text import Notes, TextOptions, pieces
+from llmexp.data.text import Notes, TextOptions, cleaned, pieces
+from llmexp.errors import RequestError
 
-Source = list[Path] | HubSource
+Origin = list[Path] | HubSource
 
 TEXT = "text"  # the shape of plain text
 
@@ -41,36 +42,39 @@ class Reading:
             return f"{shape}, all of it trained"
         return f"{shape}, the loss on the completion"
 
-    def shape(self, source: Source) -> str:
+    def shape(self, origin: Origin) -> str:
         """Return the shape of the first record. Raises RequestError where no shape fits."""
         if self.format == "text":
             return TEXT
-        first = next(self._records(source, Notes()), None)
+        first = next(self._records(origin, Notes()), None)
         return TEXT if first is None else shape_of(first, self.columns)
 
     def examples(
-        self, source: Source, *, shape: str, chat: Chat, notes: Notes
+        self, origin: Origin, *, shape: str, chat: Chat, notes: Notes
     ) -> Iterator[Rendered]:
-        """Read and render the examples, or pieces of long ones; raises RequestError with file and line."""
-        if self.format == "text":
-            assert isinstance(source, list)
-            for path in source:
+        """Read and render the examples, or pieces of long ones.
+
+        Raises RequestError with file and line.
+        """
+        if isinstance(origin, list) and self.format == "text":
+            for path in origin:
                 for text, ends in pieces(path, self.example, self.options, notes):
                     yield Rendered(text, None, ends)
             return
         render = Renderer(shape, self.columns, self.loss_on, chat)
-        for record in self._records(source, notes):
-            rendered = render(record)
-            if rendered is None:
-                notes.blank += 1
-            else:
+        for record in self._records(origin, notes):
+            readable = self._cleaned(record, notes)
+            rendered = readable and render(readable)
+            if rendered:
                 yield rendered
+            else:
+                notes.blank += readable is not None
 
-    def _records(self, source: Source, notes: Notes) -> Iterator[Record]:
-        if isinstance(source, HubSource):
-            yield from source.records(notes)
+    def _records(self, origin: Origin, notes: Notes) -> Iterator[Record]:
+        if isinstance(origin, HubSource):
+            yield from origin.records(notes)
             return
-        for path in source:
+        for path in origin:
             if self.format == "jsonl":
                 yield from json_records(path, self.options, notes)
             elif self.format == "csv":
@@ -78,22 +82,42 @@ class Reading:
             else:
                 yield from parquet_records(path, notes)
 
+    def _cleaned(self, record: Record, notes: Notes) -> Record | None:
+        columns = self.columns.values()
+        try:
+            fields = {
+                name: cleaned(value, self.options, notes)
+                for name, value in record.fields.items()
+                if name in columns
+            }
+        except UnicodeEncodeError as error:
+            if self.options.encoding_errors == "skip":
+                notes.undecodable += 1
+                return None
+            raise RequestError(
+                f"{record.where}: half a surrogate pair is no character ({error.reason}): mend the "
+                "record, or set data.encoding_errors=replace or skip"
+            ) from None
+        return Record(record.where, fields)
 
-def identity(source: Source) -> list[str]:
+
+def identity(origin: Origin) -> list[str]:
     """Return digests that change when a byte of the source changes, and not when it moves."""
-    return source.identity() if isinstance(source, HubSource) else [digest(path) for path in source]
+    if isinstance(origin, HubSource):
+        return origin.identity()
+    return [durable.sha256(path) for path in origin]
 
 
-def names(source: Source) -> tuple[str, ...]:
-    """Return what a person calls the source's files."""
-    return (source.spec,) if isinstance(source, HubSource) else tuple(map(str, source))
+def names(origin: Origin) -> tuple[str, ...]:
+    """Return what a person calls the origin's files."""
+    return (origin.spec,) if isinstance(origin, HubSource) else tuple(map(str, origin))
 
 
-def size(source: Source) -> int:
+def size(origin: Origin) -> int:
     """Return the bytes that a reading passes over."""
-    if isinstance(source, HubSource):
-        return source.size
-    return sum(path.stat().st_size for path in source)
+    if isinstance(origin, HubSource):
+        return origin.size
+    return sum(path.stat().st_size for path in origin)
 
 
 def count_up_to(examples: Iterator[Rendered], limit: int) -> int:

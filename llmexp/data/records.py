@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,9 @@ from llmexp.errors import RequestError
 
 ROWS = 256  # of a Parquet file that are in memory at once
 DELIMITERS = ",\t;"
-_BETWEEN = re.compile(r"[\s,]*")
+CELL = 1 << 26  # characters: more than a book, and what an unclosed quote may swallow
+BETWEEN = re.compile(r"[ \t\r\n,]*")  # what separates the items of an array
+LONGEST_WORD = 16  # characters of a JSON word or escape that a cut may fall into
 
 
 class Record(NamedTuple):
@@ -48,7 +49,7 @@ def _json_lines(path: Path, source: Iterator[Line], notes: Notes) -> Iterator[Re
             raise RequestError(
                 f"{path}:{number}: this line is not JSON ({error}): write one object per line"
             ) from None
-        yield _checked(path, number, fields)
+        yield _checked(f"{path}:{number}", fields)
 
 
 def _whole(source: Iterator[Line]) -> Iterator[tuple[int, str]]:
@@ -60,46 +61,53 @@ def _whole(source: Iterator[Line]) -> Iterator[tuple[int, str]]:
             parts = []
 
 
-def _checked(path: Path, number: int, fields: object) -> Record:
+def _checked(where: str, fields: object) -> Record:
     if not isinstance(fields, dict):
         raise RequestError(
-            f"{path}:{number}: expected a JSON object such as "
-            f'{{"text": "..."}}, found {type(fields).__name__}'
+            f'{where}: expected a JSON object such as {{"text": "..."}}, found '
+            f"{type(fields).__name__}"
         )
-    return Record(f"{path}:{number}", fields)
+    return Record(where, fields)
 
 
 def _json_array(path: Path, source: Iterator[Line]) -> Iterator[Record]:
-    """Read the objects of an array, a few of them in memory, however the lines fall."""
+    """Read the objects of an array, few of them in memory at once, however the lines fall."""
     decode = json.JSONDecoder().raw_decode
-    line = next(source)
-    held, start = _text(line).lstrip()[1:], 0
+    held, number = _more(source, 1), 1
+    start = held.index("[") + 1
     while True:
-        start = _end_of_match(held, start)
+        start = next(BETWEEN.finditer(held, start)).end()
         if held.startswith("]", start):
             return
         try:
             fields, end = decode(held, start)
         except (ValueError, RecursionError) as error:
-            following = next(source, None)
-            if following is None:
+            more = _more(source, len(held) - start + 1) if _is_cut_off(error, held) else ""
+            if not more:
                 raise RequestError(
-                    f"{path}:{line.number}: this JSON array cannot be read ({error}): "
+                    f"{path}: item {number:,} of this JSON array cannot be read ({error}): "
                     "write one object per line"
                 ) from None
-            line, held, start = following, held[start:] + _text(following), 0
+            held, start = held[start:] + more, 0
             continue
-        yield _checked(path, line.number, fields)
-        start = end
+        yield _checked(f"{path}:item {number}", fields)
+        start, number = end, number + 1
 
 
-def _text(line: Line) -> str:
-    return line.text + "\n" if line.ends else line.text
+def _more(source: Iterator[Line], characters: int) -> str:
+    """Return the next so many characters, in whole lines or pieces; "" at the end."""
+    parts: list[str] = []
+    while characters > 0 and (line := next(source, None)):
+        parts.append(line.text + "\n" if line.ends else line.text)
+        characters -= len(parts[-1])
+    return "".join(parts)
 
 
-def _end_of_match(text: str, start: int) -> int:
-    match = _BETWEEN.match(text, start)
-    return match.end() if match else start
+def _is_cut_off(error: Exception, text: str) -> bool:
+    """Tell whether more text may mend a decoding error."""
+    return isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated string") or len(text) - error.pos < LONGEST_WORD
+    )
 
 
 def table_records(path: Path, options: TextOptions, notes: Notes) -> Iterator[Record]:
@@ -107,7 +115,7 @@ def table_records(path: Path, options: TextOptions, notes: Notes) -> Iterator[Re
 
     Raises RequestError with file and line where a row does not fit the header.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may be a whole book
+    csv.field_size_limit(CELL)
     source = (text + "\n" for _, text in _whole(lines(path, options, notes)))
     head: list[str] = []
     for text in source:
@@ -138,7 +146,7 @@ def table_records(path: Path, options: TextOptions, notes: Notes) -> Iterator[Re
 
 
 def parquet_records(path: Path, notes: Notes) -> Iterator[Record]:
-    """Read the rows of a Parquet file. Raises RequestError where pyarrow is missing or cannot read it."""
+    """Read the rows of a Parquet file. Raises RequestError where that is not possible."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -152,7 +160,8 @@ def parquet_records(path: Path, notes: Notes) -> Iterator[Record]:
                     number += 1
                     yield Record(f"{path}:row {number}", fields)
                 notes.position = before + size * number // file.metadata.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RequestError(
-            f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): fetch it again"
+            f"{path} cannot be read as Parquet ({reason:.200}): fetch or write it again"
         ) from error

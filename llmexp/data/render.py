@@ -1,7 +1,7 @@
 """Records become text, with the part that is trained marked: prompts, instructions, conversations.
 
-The shape is read off the columns of the first record; a column set to null is not looked for. What comes
-out is shown in the data report before the first step.
+The shape is read off the columns of the first record; a column set to null is not looked for.
+What comes out is shown in the data report before the first step.
 """
 
 from collections.abc import Mapping
@@ -45,31 +45,28 @@ class Renderer:
     chat: Chat
 
     def __call__(self, record: Record) -> Rendered | None:
-        """Return the text, or None where there is none. Raises RequestError that names the record."""
+        """Return the text, or None where it is blank. Raises RequestError that names the record."""
         if self.shape == "text":
-            text = self._cell(record, "text")
-            return None if not text or text.isspace() else Rendered(text)
-        text, spans = self._parts(record)
-        if self.loss_on == "all":
-            return Rendered(text)
-        return Rendered(text, spans, is_stop_trained=not text[spans[-1][1] :].strip())
-
-    def _parts(self, record: Record) -> tuple[str, Spans]:
-        if self.shape in ("messages", "conversations"):
+            text, spans = self._cell(record, "text"), None
+        elif self.shape in ("messages", "conversations"):
             text, spans = self._conversation(record)
         else:
             text, spans = self._answer(record)
+        if not text or text.isspace():
+            return None
+        if spans is None or self.loss_on == "all":
+            return Rendered(text)
         if not any(text[start:end].strip() for start, end in spans):
             raise RequestError(
                 f"{record.where}: nothing to train on: this record has no completion (no assistant "
                 "turn, or an empty one). Remove it, or set data.loss_on=all"
             )
-        return text, spans
+        return Rendered(text, spans, is_stop_trained=not text[spans[-1][1] :].strip())
 
     def _conversation(self, record: Record) -> tuple[str, Spans]:
         messages = messages_of(record.fields.get(self.columns[self.shape] or ""), record.where)
         try:
-            return self.chat(messages)
+            return self.chat(messages, is_marked=self.loss_on == "completion")
         except RequestError as error:
             raise RequestError(f"{record.where}: {error}") from None
 

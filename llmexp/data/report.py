@@ -85,7 +85,8 @@ class DataReport:
         yield f"data          {self.name}: {_listed(self.files)}, read as {self.shape}"
         how = "from a file of its own" if self.cutting.val_size is None else "split by content"
         yield (
-            f"examples      {train.examples:,} to train on, {validation.examples:,} to validate ({how})"
+            f"examples      {train.examples:,} to train on, {validation.examples:,} to validate "
+            f"({how})"
         )
         yield (
             f"tokens        {train.tokens:,} to train on, {train.label_tokens:,} of them labels; "
@@ -129,16 +130,16 @@ class DataReport:
             label = ""
 
     def _overlong(self) -> str:
-        train = self.train
+        train, limit = self.train, self.cutting.max_length
         if self.cutting.unit == "block":
-            return f"nothing: the text is cut into blocks of {self.cutting.max_length:,} tokens"
+            return f"nothing: the text is cut into blocks of {limit:,} tokens"
         if not train.overlong:
-            return f"none: the longest has {train.longest:,} tokens, data.max_length={self.cutting.max_length:,}"
+            return f"none: the longest has {train.longest:,} tokens, data.max_length={limit:,}"
         done = {"split": "split", "truncate": "cut off", "error": "refused"}[self.cutting.overlong]
         extra = f", {train.examples:,} examples in all" if self.cutting.overlong == "split" else ""
         return (
             f"{train.overlong:,} of {train.documents:,} ({train.overlong / train.documents:.1%}) "
-            f"{done} at data.max_length={self.cutting.max_length:,}{extra}; the longest has {train.longest:,} tokens"
+            f"{done} at data.max_length={limit:,}{extra}; the longest has {train.longest:,} tokens"
         )
 
     def _preview(self) -> Iterator[str]:
@@ -153,16 +154,17 @@ class DataReport:
         train, notes = self.train, self.notes
         if train.examples < FEW:
             yield (
-                f"{train.examples:,} training examples are few (under {FEW:,}): the model will learn "
-                "them by heart sooner than what they have in common, and the validation loss of "
-                f"{self.validation.examples:,} examples is a rough guide. Add data, or train fewer epochs"
+                f"{train.examples:,} training examples are few (under {FEW:,}): the model will "
+                "learn them by heart sooner than what they have in common, and the validation loss "
+                f"of {self.validation.examples:,} examples is a rough guide. Add data, or train "
+                "fewer epochs"
             )
         if train.unlabelled:
-            yield f"{train.unlabelled:,} pieces of long examples had no label token and are left out"
+            yield f"{train.unlabelled:,} pieces of long examples have no label token: left out"
         if self.overlap:
             yield (
-                f"{self.overlap:,} validation examples are in the training data too: the validation "
-                "loss will look better than it is"
+                f"{self.overlap:,} validation examples are in the training data too: the "
+                "validation loss will look better than it is"
             )
         if notes["undecodable"]:
             yield f"{notes['undecodable']:,} lines held invalid UTF-8 (data.encoding_errors)"

@@ -65,7 +65,7 @@ def load(
         for column in sorted(set(columns) - set(COLUMNS))
     ]
     train, missing = _found(format, path, key="data.path")
-    validation: reading.Source | None = None
+    validation: reading.Origin | None = None
     if validation_path is not None:
         validation, absent = _found(format, validation_path, key="data.validation_path")
         missing += absent
@@ -108,7 +108,7 @@ def _wrong_numbers(max_length: int, val_size: float) -> Iterator[str]:
 
 def _found(
     format: str, path: str | list[str] | None, *, key: str
-) -> tuple[reading.Source, list[str]]:
+) -> tuple[reading.Origin, list[str]]:
     if format == "sample" and path is None:
         return sorted(SAMPLE.glob("part_*.txt")), []
     if not path:

@@ -1,4 +1,4 @@
-"""Two sides of examples, training and validation, cut from token stores into a store of their own."""
+"""Training and validation: two sides of examples, cut from token stores into their own store."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -41,7 +41,8 @@ def cut(
 ) -> Store:
     """Return the cached store of both sides' examples, built if need be.
 
-    validation: the tokens of an explicit validation file; None: split the training tokens by content.
+    validation: the tokens of an explicit validation file; None: split the training tokens by
+    content.
     """
     tokens = [train.digest, validation and validation.digest]
     used = seed if validation is None else None  # without a split every seed shares one store
@@ -83,8 +84,8 @@ def _sides(train: Store, validation: Store | None, cutting: Cutting, seed: int) 
     split = Split(_hashes(train), cutting.val_size or 0.0, seed)
     if not split.is_possible:
         raise RequestError(
-            f"{train.facts['documents']:,} examples hold one distinct text: too few for training and "
-            "validation. Add others, or set data.validation_path=FILE"
+            f"{train.facts['documents']:,} examples hold one distinct text: too few for training "
+            "and validation. Add others, or set data.validation_path=FILE"
         )
     return [
         Side("train", train, lambda hashes: ~split.is_validation(hashes)),
@@ -168,14 +169,14 @@ def _joined(
 def _check(side: str, facts: SideFacts, cutting: Cutting) -> None:
     if cutting.overlong == "error" and cutting.unit == "example" and facts.overlong:
         raise RequestError(
-            f"{facts.overlong:,} {side} examples are longer than data.max_length={cutting.max_length} "
-            f"(the longest has {facts.longest:,} tokens): raise data.max_length, or set "
-            "data.overlong=split or truncate"
+            f"{facts.overlong:,} {side} examples are longer than data.max_length="
+            f"{cutting.max_length} (the longest has {facts.longest:,} tokens): raise "
+            "data.max_length, or set data.overlong=split or truncate"
         )
     if cutting.overlong == "truncate" and facts.unlabelled:
         raise RequestError(
             f"{facts.unlabelled:,} {side} examples have no label token within "
-            f"data.max_length={cutting.max_length}: raise data.max_length, or set data.overlong=split"
+            f"data.max_length={cutting.max_length}: raise it, or set data.overlong=split"
         )
     if not facts.examples:
         raise RequestError(f"the {side} side has no label token: there is nothing to learn from")

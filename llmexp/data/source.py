@@ -37,8 +37,8 @@ class Source:
     """A source of text that exists and can be read."""
 
     name: str  # for people and folder names
-    train: readings.Source
-    validation: readings.Source | None  # None: a share of train, by content
+    train: readings.Origin
+    validation: readings.Origin | None  # None: a share of train, by content
     reading: Reading
     cutting: Cutting
     pack: bool
@@ -50,14 +50,22 @@ class Source:
         return self.cutting.max_length
 
     def check(self) -> None:
-        """Read the first examples; raises RequestError where there are too few, or none can be read."""
-        for key, source in (("data.path", self.train), ("data.validation_path", self.validation)):
-            if source is None:
-                continue
-            needed = 2 if source is self.train and self.validation is None else 1
-            found = readings.count_up_to(self._examples(source, plain(""), Notes()), needed)
-            if found < needed:
-                raise RequestError(_too_few(key, source, found, needed))
+        """Read the first examples. Raises RequestError if they are too few, or cannot be read."""
+        self._check("data.path", self.train, needed=1 if self.validation else 2)
+        if self.validation is not None:
+            self._check("data.validation_path", self.validation, needed=1)
+
+    def _check(self, key: str, origin: readings.Origin, *, needed: int) -> None:
+        found = readings.count_up_to(self._examples(origin, plain(""), Notes()), needed)
+        named = f"{key}={', '.join(readings.names(origin)[:3])}"
+        if found == 0:
+            raise RequestError(f"{named} holds nothing but blanks: give a file with text")
+        if found < needed:
+            cure = "data.example=line or paragraph, " if self.shape == TEXT else ""
+            raise RequestError(
+                f"{named} holds a single example, too few for training and validation: add others, "
+                f"or set {cure}data.validation_path=FILE"
+            )
 
     def texts(self) -> Iterator[str]:
         """Yield the texts of data.path, long ones in pieces, for training a tokenizer."""
@@ -69,8 +77,8 @@ class Source:
     ) -> Corpus:
         """Tokenise, split and cut, or map what was done before.
 
-        tokenizer: a fast one of transformers. seed: of the split. batch_size: train.batch_size, of which the
-        training examples must fill at least one. Raises RequestError that names file and line.
+        tokenizer: a fast one of transformers. seed: of the split. batch_size: train.batch_size;
+        the training examples must fill at least one. Raises RequestError with file and line.
         """
         root = cache_dir or self.cache_dir
         encoder = Encoder(tokenizer)
@@ -101,8 +109,8 @@ class Source:
             key_of([train.digest, validation and validation.digest, ranges.digest]),
         )
 
-    def _examples(self, source: readings.Source, chat: Chat, notes: Notes) -> Iterator[Rendered]:
-        return self.reading.examples(source, shape=self.shape, chat=chat, notes=notes)
+    def _examples(self, origin: readings.Origin, chat: Chat, notes: Notes) -> Iterator[Rendered]:
+        return self.reading.examples(origin, shape=self.shape, chat=chat, notes=notes)
 
     @cached_property
     def shape(self) -> str:
@@ -110,16 +118,16 @@ class Source:
         return self.reading.shape(self.train)
 
     def _tokens(
-        self, source: readings.Source, encoder: Encoder, chat: Chat, *, root: Path
+        self, origin: readings.Origin, encoder: Encoder, chat: Chat, *, root: Path
     ) -> Store:
-        described = [readings.identity(source), self.reading.described(), encoder.identity]
+        described = [readings.identity(origin), self.reading.described(), encoder.identity]
 
         def build(folder: Path) -> Facts:
             notes = Notes()
-            with Progress(readings.size(source), "tokenising") as progress:
+            with Progress(readings.size(origin), "tokenising") as progress:
                 return write_tokens(
                     folder,
-                    self._examples(source, chat, notes),
+                    self._examples(origin, chat, notes),
                     encoder,
                     is_masked=self.shape != TEXT and self.reading.loss_on == "completion",
                     notes=notes,
@@ -155,13 +163,3 @@ class Source:
             padding=padding,
             preview=preview,
         )
-
-
-def _too_few(key: str, source: readings.Source, found: int, needed: int) -> str:
-    named = f"{key}={', '.join(readings.names(source)[:3])}"
-    if found == 0:
-        return f"{named} holds nothing but blank lines: give a file with text"
-    return (
-        f"{named} holds a single example, too few for training and validation: one example per line is "
-        "data.example=line, one per paragraph data.example=paragraph; or set data.validation_path=FILE"
-    )

@@ -1,7 +1,7 @@
 """Which side an example is on, and which examples are equal: by content, in bounded memory.
 
-An example's side depends on its text and the seed alone: adding or shuffling lines moves no other line, and
-equal lines share a side.
+An example's side depends on its text and the seed alone: adding or shuffling lines moves no other
+line, and equal lines share a side.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Split:
 
 
 def blocks(path: Path) -> Iterator[tuple[int, Words]]:
-    """Read a file of hashes with a few megabytes in memory; yield each block with its first number."""
+    """Read a file of hashes, a few megabytes at once; yield each block with its first number."""
     with path.open("rb") as file:
         first = 0
         while len(block := np.fromfile(file, np.uint64, BLOCK)):
@@ -74,7 +74,7 @@ def _parts(hashes: Path) -> int:
 
 
 def _part(hashes: Path, part: int, parts: int) -> tuple[Words, npt.NDArray[np.int64]]:
-    """Return the hashes that fall in one of `parts` equal ranges, with their documents, in order."""
+    """Return the hashes that fall in one of `parts` classes, and their documents, in order."""
     words, numbers = [], []
     for first, block in blocks(hashes):
         mine = np.flatnonzero(block % np.uint64(parts) == part)

@@ -5,15 +5,17 @@ Nothing here holds more than a few megabytes, however long a line or a file is.
 """
 
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmexp.data.files import opened
 from llmexp.errors import RequestError
 
 PIECE = 1 << 20  # bytes or characters handed on at once
+TOLD = 256  # lines between two looks at the position in the file
 HUGE = 10_000_000  # bytes of a line that is worth a warning
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # all of C0 but tab, LF and CR, and DEL
 
@@ -22,8 +24,8 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # all of C0 but tab, L
 class TextOptions:
     """How bytes become text."""
 
-    encoding_errors: str = "strict"  # strict | replace | skip
-    drop_control: bool = False
+    encoding_errors: str  # strict | replace | skip
+    drop_control: bool
 
 
 @dataclass
@@ -61,27 +63,36 @@ def lines(path: Path, options: TextOptions, notes: Notes) -> Iterator[Line]:
 
     Raises RequestError with file, line and byte where the bytes are no UTF-8.
     """
-    before = notes.position
-    with opened(path) as file:
-        number, offset, held = 1, 0, b""  # offset: bytes of this line that were handed on
-        while True:
-            read = file.readline(PIECE)
-            notes.position = before + file.position
-            raw = held + read
-            if not raw and not offset:
-                return
-            ends = len(read) < PIECE or read.endswith(b"\n")
-            if ends:
-                raw, held = _without_line_end(raw), b""
-            else:
-                raw, held = _cut(raw)
-            text = _decoded(raw, options, notes, path=path, number=number, offset=offset)
-            if text is not None or offset:
-                yield Line(number, text or "", ends)
-            offset += len(raw)
-            if ends:
-                notes.huge += offset > HUGE
-                number, offset = number + 1, 0
+    offset = 0  # bytes of the line that were handed on
+    for number, raw, ends in _raw_lines(path, notes):
+        text = _decoded(raw, options, notes, path=path, number=number, offset=offset)
+        if text is not None or offset:
+            yield Line(number, text or "", ends)
+        offset += len(raw)
+        if ends:
+            notes.huge += offset > HUGE
+            offset = 0
+
+
+def _raw_lines(path: Path, notes: Notes) -> Iterator[tuple[int, bytes, bool]]:
+    before, number, held, ends = notes.position, 0, b"", True
+    try:
+        with opened(path) as file:
+            while read := file.readline(PIECE):
+                if ends:
+                    number += 1
+                    if number % TOLD == 0:
+                        notes.position = before + file.position
+                raw, ends = held + read, len(read) < PIECE or read.endswith(b"\n")
+                raw, held = (_without_line_end(raw), b"") if ends else _cut(raw)
+                yield number, raw, ends
+    except (EOFError, zlib.error, OSError) as error:
+        raise RequestError(
+            f"{path}: damaged or cut off ({error}), {number:,} lines could be read: fetch it again"
+        ) from error
+    if not ends:  # the file ended on a piece of just that size
+        yield number, held, True
+    notes.position = before + path.stat().st_size
 
 
 def _without_line_end(raw: bytes) -> bytes:
@@ -91,7 +102,7 @@ def _without_line_end(raw: bytes) -> bytes:
 
 
 def _cut(raw: bytes) -> tuple[bytes, bytes]:
-    """Cut before the last run of blanks, where a tokenizer cuts too; else between two characters."""
+    """Cut before the last run of blanks, where a tokenizer cuts too, or between characters."""
     blank = max(raw.rfind(b" "), raw.rfind(b"\t"))
     head = raw[: blank + 1].rstrip(b" \t\r")
     if len(head) < len(raw) // 2:
@@ -100,7 +111,7 @@ def _cut(raw: bytes) -> tuple[bytes, bytes]:
 
 
 def _unfinished(raw: bytes) -> int:
-    """Count the bytes at the end that wait for more: of a character, or a CR that an LF may follow."""
+    """Count the bytes at the end that belong to what follows: of a character, or of CRLF."""
     if raw.endswith(b"\r"):
         return 1
     for count in range(1, min(4, len(raw) + 1)):
@@ -115,27 +126,58 @@ def _decoded(
     raw: bytes, options: TextOptions, notes: Notes, *, path: Path, number: int, offset: int
 ) -> str | None:
     try:
-        text = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError as error:
         if options.encoding_errors == "strict":
             raise RequestError(
-                f"{path}:{number}: invalid UTF-8 at byte {offset + error.start + 1}: "
-                f"convert the file (iconv -f LATIN1 -t UTF-8), or set data.encoding_errors=replace "
-                f"or skip"
+                f"{path}:{number}: invalid UTF-8 at byte {offset + error.start + 1}: convert the "
+                "file (iconv -f LATIN1 -t UTF-8), or set data.encoding_errors=replace or skip"
             ) from None
         notes.undecodable += 1
         if options.encoding_errors == "skip":
             return None
-        text = raw.decode(errors="replace")
-    if "\0" in text:
-        notes.nul += 1
-    return CONTROL.sub("", text) if options.drop_control else text
+        return raw.decode(errors="replace")
+
+
+def cleaned(value: Any, options: TextOptions, notes: Notes) -> Any:
+    """Treat every text in a record as a line of a text file is treated.
+
+    Raises UnicodeEncodeError on half a surrogate pair, which JSON can hold and UTF-8 cannot.
+    """
+    if isinstance(value, str):
+        value = value if value.isascii() else _encodable(value, options, notes)
+        if "\0" in value:
+            notes.nul += 1
+        return CONTROL.sub("", value) if options.drop_control else value
+    if isinstance(value, list):
+        return [cleaned(entry, options, notes) for entry in value]
+    if isinstance(value, dict):
+        return {name: cleaned(entry, options, notes) for name, entry in value.items()}
+    return value
+
+
+def _encodable(text: str, options: TextOptions, notes: Notes) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        if options.encoding_errors != "replace":
+            raise
+        notes.undecodable += 1
+        return text.encode(errors="replace").decode()
+    return text
 
 
 def pieces(path: Path, example: str, options: TextOptions, notes: Notes) -> Iterator[Piece]:
     """Read the examples of a text file: each line, each paragraph, or the file."""
-    source = lines(path, options, notes)
+    source = _cleaned(lines(path, options, notes), options, notes)
     return _line_examples(source, notes) if example == "line" else _documents(source, example)
+
+
+def _cleaned(source: Iterator[Line], options: TextOptions, notes: Notes) -> Iterator[Line]:
+    for line in source:
+        text = line.text
+        notes.nul += "\0" in text
+        yield line._replace(text=CONTROL.sub("", text)) if options.drop_control else line
 
 
 def _line_examples(source: Iterator[Line], notes: Notes) -> Iterator[Piece]:
@@ -161,7 +203,7 @@ def _documents(source: Iterator[Line], example: str) -> Iterator[Piece]:
             yield Piece("".join(parts), True)
             parts, size, gap, is_open = [], 0, "", False
         elif is_blank:
-            gap += "\n" if is_open else ""
+            gap += "\n" if is_open and len(gap) < PIECE else ""
         else:
             parts += [gap, line.text]
             size += len(gap) + len(line.text)
@@ -175,7 +217,7 @@ def _documents(source: Iterator[Line], example: str) -> Iterator[Piece]:
 
 
 def cut(text: str) -> tuple[str, str]:
-    """Cut a long text before its last run of blanks, where a tokenizer cuts too; at its end if that is far."""
+    """Cut a text before its last run of blanks, where a tokenizer cuts too, if that is near."""
     tail = text[len(text) // 2 :]
     words = tail.rsplit(maxsplit=1)
     if len(words) < 2:

@@ -28,7 +28,7 @@ BATCH_CHARACTERS = 1 << 20
 
 
 class Encoder:
-    """A tokenizer without its state: no truncation, no padding, begin-of-text only where it belongs."""
+    """A tokenizer without truncation or padding; begin-of-text only before an example."""
 
     def __init__(self, tokenizer: Any) -> None:
         from tokenizers import Tokenizer
@@ -197,7 +197,9 @@ def write_tokens(
     notes: Notes,
     reach: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Tokenise examples into a new store and return its facts; `reach` is told the bytes behind us."""
+    """Tokenise examples into a new store and return its facts; `reach` is told the bytes behind
+    us.
+    """
     with TokenWriter(folder, encoder, is_masked=is_masked) as writer:
         for batch in batches(examples):
             writer.add(batch)
