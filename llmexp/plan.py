@@ -22,7 +22,7 @@ def _plan() -> None:
     if "--help" in given or "-h" in given:
         print(__doc__)
         return
-    settings = _settings(given)
+    settings = composed(given)
 
     from llmexp.memory import planner
 
@@ -35,7 +35,7 @@ def _plan() -> None:
         print(line)
 
 
-def _settings(given: Sequence[str]) -> dict[str, Any]:
+def composed(given: Sequence[str]) -> dict[str, Any]:
     """Compose what `llmexp.train` would be asked for. Raises RequestError with all mistakes."""
     from hydra import compose, initialize_config_dir
     from hydra._internal.utils import get_args_parser

@@ -1,0 +1,65 @@
+"""python -m llmexp.memory.ship: plan every shipped model on every preset, and keep the numbers.
+
+Writes llmexp/memory/measured.json, all that these plans asked for, and prints the table of the
+README. Run it again when the engine, the loss, or torch or transformers change (tests/memory says
+when): half an hour on two cores. Stopped, it continues: the user's cache has what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from llmexp.errors import RequestError
+from llmexp.memory import measure, planner
+from llmexp.memory.budget import GIB, REPORTED
+from llmexp.memory.nearest import FAMILY
+from llmexp.plan import composed
+
+HEAD = ("model", "hw", "micro-batch x accumulation", "checkpointing", "predicted peak", "budget")
+
+
+def main() -> None:
+    """Measure what is missing, write the file, print the table."""
+    measure.SHIPPED.unlink(missing_ok=True)
+    for line in table():
+        print(line, flush=True)
+    results = ",\n".join(
+        f"{json.dumps(key)}: {json.dumps(result, sort_keys=True, separators=(',', ':'))}"
+        for key, result in sorted(measure.seen.items())
+    )
+    versions = json.dumps(measure.versions(), sort_keys=True)
+    measure.SHIPPED.write_text(f'{{"versions": {versions}, "results": {{\n{results}\n}}}}\n')
+
+
+def table() -> Iterator[str]:
+    """Yield the table of every shipped model on every preset, as markdown."""
+    yield "| " + " | ".join(HEAD) + " |"
+    yield "|---" * len(HEAD) + "|"
+    for model in reversed(FAMILY):
+        for hw in REPORTED:
+            yield "| " + " | ".join(row(model, hw)) + " |"
+
+
+def row(model: str, hw: str) -> tuple[str, ...]:
+    """Return the plan of a model on a preset, or what to do instead."""
+    settings = composed([f"model={model}", f"hw={hw}"])
+    try:
+        plan = planner.plan(settings)
+    except RequestError as refusal:
+        commands = [line for line in str(refusal).splitlines() if "python -m" in line]
+        changes = [line.split("#")[0].split()[-1] for line in commands]
+        return model, hw, "does not fit; " + ", ".join(f"`{c}`" for c in changes), "", "", ""
+    assert plan.prediction is not None and plan.budget is not None
+    return (
+        model,
+        hw,
+        f"{plan.micro_batch_size} x {plan.accumulation}",
+        "yes" if plan.activation_checkpointing else "no",
+        f"{plan.prediction.total / GIB:.1f} GiB",
+        f"{plan.budget.gib:.1f} GiB",
+    )
+
+
+if __name__ == "__main__":
+    main()
