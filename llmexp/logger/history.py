@@ -5,37 +5,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
-def logged_metrics(file: Path, last_step: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (step, metrics) in order, up to `last_step`, from `file` and timing.jsonl beside it."""
-    steps: dict[int, dict[str, float]] = {}
-    for source in (file, file.with_name("timing.jsonl")):
-        for row in _rows(source, last_step):
-            metrics = {name: value for name, value in row.items() if "/" in name}
-            steps.setdefault(_step(row), {}).update(metrics)
-    yield from sorted(steps.items())
+STEP = "train/global_step"
 
 
-def logged_samples(file: Path, last_step: int) -> Iterator[tuple[int, list[dict[str, str]]]]:
-    """Yield (step, rows) in order of step up to `last_step`, from samples.jsonl."""
-    steps: dict[int, list[dict[str, str]]] = {}
-    for row in _rows(file, last_step):
-        texts = {name: value for name, value in row.items() if isinstance(value, str)}
-        steps.setdefault(_step(row), []).append(texts)
-    yield from sorted(steps.items())
+def rows_by_step(file: Path, last_step: int) -> dict[int, list[dict[str, Any]]]:
+    """Return the rows of a .jsonl file up to `last_step`, in order; a half-written one is left out.
+
+    A file that does not exist has no rows.
+    """
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in _rows(file):
+        step = row.pop(STEP, None)
+        if isinstance(step, int) and step <= last_step:
+            steps.setdefault(step, []).append(row)
+    return dict(sorted(steps.items()))
 
 
-def _rows(file: Path, last_step: int) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        return
-    for line in file.read_bytes().splitlines():
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of a row; those that are not finite are written as text."""
+    found = {}
+    for name, value in row.items():
+        if isinstance(value, (int, float)) or value in ("nan", "inf", "-inf"):
+            found[name] = float(value)
+    return found
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # the last line of a killed run may be half a line
+        except ValueError:
             continue
-        if isinstance(row, dict) and 0 <= _step(row) <= last_step:
+        if isinstance(row, dict):
             yield row
-
-
-def _step(row: dict[str, Any]) -> int:
-    return int(row.get("step", row.get("train/global_step", -1)))

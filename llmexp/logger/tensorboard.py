@@ -10,7 +10,7 @@ from typing import Any
 from llmexp.errors import RequestError
 from llmexp.logger import Logger, RunInfo
 from llmexp.logger.redact import redact
-from llmexp.logger.worker import Worker
+from llmexp.logger.worker import Call, Worker
 
 log = logging.getLogger("llmexp")
 
@@ -18,22 +18,35 @@ CLOSE_SECONDS = 30
 
 
 class TensorBoard(Logger):
-    """Write event files; look at them with `tensorboard --logdir`."""
+    """Write event files; look at them with `tensorboard --logdir`.
 
-    _worker: Worker | None = None
-    _writer: Any = None
-    _last_step = 0
+    Raises RequestError when the tensorboard package is missing.
+    """
 
-    def start(self, info: RunInfo) -> None:
-        """Open the event file. Raises RequestError when the tensorboard package is missing."""
+    def __init__(
+        self,
+        *,
+        project: str = "llmexp",
+        entity: str | None = None,
+        mode: str = "online",
+        group: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise RequestError(
                 "logger=tensorboard needs a package that is not installed: pip install tensorboard"
             )
+        super().__init__(project=project, entity=entity, mode=mode, group=group, tags=tags)
+        self._worker: Worker | None = None
+        self._writer: Any = None
+        self._last_step = 0
+
+    def start(self, info: RunInfo) -> None:
+        """Open the event file."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = info.dir / "tensorboard"
-        self._worker = Worker("TensorBoard")
+        self._worker = Worker("TensorBoard", vital=("start", "metrics"))
         self._worker.submit("start", lambda: self._open(SummaryWriter, folder, info))
         log.info(f"TensorBoard: {folder}; to look at it: tensorboard --logdir {folder}")
 
@@ -53,17 +66,14 @@ class TensorBoard(Logger):
 
     def finish(self, state: str, summary: Mapping[str, object]) -> None:
         """Write how the run ended, and close the event file."""
-        if self._worker is None:
-            return
-        text = _code({"state": state, **summary})
-        self._submit("summary", lambda: self._writer.add_text("summary", text, self._last_step))
-        self._submit("finish", lambda: self._writer.close())
-        self._worker.close(CLOSE_SECONDS)
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close(lambda: self._close(_code({"state": state, **summary})))
+            worker.join(CLOSE_SECONDS)
 
-    def _submit(self, feature: str, call: Callable[[], object]) -> None:
+    def _submit(self, feature: str, call: Call) -> None:
         if self._worker is not None:
-            self._worker.submit(feature, lambda: self._writer is not None and call())
+            self._worker.submit(feature, call)
 
     # everything below runs on the worker
 
@@ -79,6 +89,11 @@ class TensorBoard(Logger):
         self._last_step = max(self._last_step, step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def _close(self, summary: str) -> None:
+        if self._writer is not None:
+            self._writer.add_text("summary", summary, self._last_step)
+            self._writer.close()
 
     def _read(self, name: str, path: Path) -> None:
         if path.suffix == ".png":

@@ -3,37 +3,37 @@
 Every call runs on a worker thread; tests/logger/ holds the faults that this was shaped by.
 """
 
-import html
+import contextlib
 import importlib
 import logging
 import os
-import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from llmexp.errors import RequestError
-from llmexp.logger import Logger, RunInfo
-from llmexp.logger.history import logged_metrics, logged_samples
-from llmexp.logger.redact import redact, redact_argv
-from llmexp.logger.worker import Worker
+from llmexp.logger import Logger, RunInfo, pages
+from llmexp.logger.fragments import supersede, sync_command, was_refused
+from llmexp.logger.history import STEP, numbers, rows_by_step
+from llmexp.logger.redact import redact, redacted_argv
+from llmexp.logger.worker import Call, Worker, reason
 
 log = logging.getLogger("llmexp")
 
 MODES = ("online", "offline", "disabled")
 INIT_SECONDS = 15
 FINISH_SECONDS = 60
-STEP = "train/global_step"
 _OLD_MODES = {"run": "online", "dryrun": "offline"}  # still seen in WANDB_MODE
+_NOT_IN_A_PROJECT = "/\\#?%:"
+_EXIT_CODES = {"finished": 0, "pruned": 0}  # any other state is 1
 
 
 class Wandb(Logger):
     """One W&B run: online when a key is there and the server answers, else offline.
 
-    Raises RequestError for a mode that does not exist.
+    Raises RequestError for a mode or a project name that cannot be.
     """
 
     def __init__(
@@ -48,6 +48,10 @@ class Wandb(Logger):
         mode = _OLD_MODES.get(mode, mode)
         if mode not in MODES:
             raise RequestError(f"logger.mode={mode} does not exist: use {', '.join(MODES)}")
+        if set(project) & set(_NOT_IN_A_PROJECT):
+            raise RequestError(
+                f"logger.project={project} cannot be: W&B takes none of {_NOT_IN_A_PROJECT}"
+            )
         super().__init__(project=project, entity=entity, mode=mode, group=group, tags=tags)
         self._worker: Worker | None = None
         self._wandb: ModuleType = sys
@@ -59,30 +63,30 @@ class Wandb(Logger):
         if self.mode == "disabled":
             log.info("W&B: disabled")
             return
-        # crash reports and telemetry may carry more than a person wants to send, and at exit they wait
-        # for a server that does not answer
+        # crash reports and telemetry may carry more than a person wants to send, and at exit they
+        # wait for a server that does not answer
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             # here, not on the worker: two threads that import at once can meet half-made modules
             self._wandb = importlib.import_module("wandb")
         except Exception as error:
-            log.warning(f"W&B: off, because wandb cannot be imported ({error})")
+            log.warning(f"W&B: off, wandb cannot be imported ({reason(error)})")
             return
-        self._worker = Worker("W&B")
+        self._worker = Worker("W&B", vital=("start", "metrics"))
         self._worker.submit("start", lambda: self._open(info))
+        if info.resumed_from_step is not None:
+            last = info.resumed_from_step
+            self._worker.submit("the steps before the resume", lambda: self._replay(info, last))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the numbers of one step; several calls for one step are one row."""
-        row = {STEP: step, **metrics}
+        row = dict(metrics)
         self._submit("metrics", lambda: self._write(step, row))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
         """Show generated texts as HTML, which survives an offline sync; wandb.Table does not."""
-        page = _as_html(rows)
-        self._submit(
-            "samples",
-            lambda: self._write(step, {"samples": self._wandb.Html(page, inject=False)}),
-        )
+        page = pages.table(rows)
+        self._submit("samples", lambda: self._write(step, {"samples": self._html(page)}))
 
     def media(self, name: str, path: Path) -> None:
         """Show a picture (.png) or a text (.md) at the last step."""
@@ -90,74 +94,79 @@ class Wandb(Logger):
 
     def finish(self, state: str, summary: Mapping[str, object]) -> None:
         """Close the run, within a bounded time whatever the server does."""
-        if self._worker is None:
+        worker, self._worker = self._worker, None
+        if worker is None:
             return
-        self._submit("summary", lambda: self._summarise(state, summary))
-        self._submit("finish", lambda: self._close(state))
-        if not self._worker.close(INIT_SECONDS + FINISH_SECONDS):
-            log.warning("W&B: did not end in time and was left behind")
-        self._worker = None
+        worker.close(lambda: self._close(state, summary))
+        if worker.join(5):
+            return
+        log.info(f"W&B: closing its run, for {FINISH_SECONDS} s at most")
+        if not worker.join(INIT_SECONDS + FINISH_SECONDS):
+            log.warning("W&B: its process does not answer and is ended")
+            self._kill()
+            worker.join(5)
 
-    def _submit(self, feature: str, call: Any) -> None:
+    def _submit(self, feature: str, call: Call) -> None:
         if self._worker is not None:
-            self._worker.submit(feature, lambda: self._run is not None and call())
+            self._worker.submit(feature, call)
 
     # everything below runs on the worker
 
     def _open(self, info: RunInfo) -> None:
-        _supersede(info.dir / "wandb")
+        supersede(info.dir / "wandb")
         # the singleton must know too: it prints, and it asks for a key, before a run exists
         self._wandb.setup(self._settings())
-        reason = self._open_online(info)
-        if reason:
+        if why_not := self._open_online(info):
             self._run = self._init(info, "offline")
-            folder = shlex.quote(str(_relative(Path(self._run.settings.sync_dir))))
-            log.info(f"W&B: offline ({reason}); to upload later: wandb sync {folder}")
+            log.info(f"W&B: offline ({why_not}); to upload later: {sync_command(self._fragment())}")
         self._define_metrics()
-        self._replay(info)
 
     def _open_online(self, info: RunInfo) -> str:
-        """Open the run on the server; return why not, or nothing."""
+        """Open the run on the server; return why that is not possible, or nothing."""
         if self.mode == "offline":
             return "as asked"
         try:
-            # asks the server who we are: 10 s at most, and a server that talks nonsense is found out
+            # asks the server who we are, for 10 s at most: one that talks nonsense is found out
             # before a run is open (wandb-core 0.31 dies of it)
             if not self._wandb.login(prompt=False, verify=True):
                 return "no API key"
             self._run = self._init(info, "online")
         except (Exception, SystemExit) as error:
-            reason = " ".join(str(error).split())[:160]
+            why_not = reason(error)
         else:
             log.info(f"W&B: online, {self._run.url}")
             return ""
-        self._wandb.teardown()  # else the half-open run keeps its id
-        _supersede(info.dir / "wandb")
+        self._wandb.teardown()  # a half-open run would keep its id
+        supersede(info.dir / "wandb")
         self._wandb.setup(self._settings())
-        return reason
+        if "did not respond in time" in why_not:
+            return "the server does not answer"
+        return why_not
 
     def _init(self, info: RunInfo, mode: str) -> Any:
-        with _redacted_argv():
+        tags = dict.fromkeys(tag[:64] for tag in (*info.tags, *self.tags) if tag)
+        # an offline fragment is whole: once synced, it replaces what the server has of the run
+        is_resumed = mode == "online" and info.resumed_from_step is not None
+        with redacted_argv():
             return self._wandb.init(
                 project=self.project,
                 entity=self.entity,
                 id=info.id,
-                name=redact(info.name),
-                group=redact(self.group or info.group),
+                name=str(redact(info.name))[:128],
+                group=str(redact(self.group or info.group or ""))[:128] or None,
                 job_type=info.job_type,
-                tags=list(dict.fromkeys([*info.tags, *self.tags])),
+                tags=list(tags),
                 dir=str(info.dir),
                 config=redact(info.config),
                 mode=mode,
-                # an offline fragment is whole: when it is synced it replaces what the server has
-                resume="allow" if mode == "online" and info.resumed_from_step is not None else None,
+                resume="allow" if is_resumed else None,
                 reinit="create_new",
                 settings=self._settings(),
             )
 
     def _settings(self) -> Any:
         settings = self._wandb.Settings(
-            mode="offline" if self.mode == "offline" else "online",
+            mode=self.mode,
             silent=True,
             console="off",
             save_code=False,
@@ -166,11 +175,9 @@ class Wandb(Logger):
             finish_timeout=FINISH_SECONDS,
             finish_timeout_raises=True,
         )
-        try:
-            # what a killed run loses, 15 s by default; the name is not public, so it may go
+        # what a killed run loses, 15 s by default; the name is not public, so it may go
+        with contextlib.suppress(Exception):
             settings.x_transaction_log_flush_interval = 2.0
-        except Exception:
-            log.debug("wandb no longer knows x_transaction_log_flush_interval")
         return settings
 
     def _define_metrics(self) -> None:
@@ -179,78 +186,58 @@ class Wandb(Logger):
         for name in ("eval/loss", "eval/perplexity"):
             self._run.define_metric(name, step_metric=STEP, summary="min")
 
-    def _replay(self, info: RunInfo) -> None:
-        """Log the steps before the resume point again: a fragment alone is then the whole run."""
-        if info.resumed_from_step is None:
-            return
-        for step, metrics in logged_metrics(info.metrics_file, info.resumed_from_step):
-            if step >= self._run.step:  # what the server has already is left alone
-                self._write(step, {STEP: step, **metrics})
-        for step, rows in logged_samples(info.dir / "samples.jsonl", info.resumed_from_step):
-            if step >= self._run.step:
-                self._write(step, {"samples": self._wandb.Html(_as_html(rows), inject=False)})
+    def _replay(self, info: RunInfo, last: int) -> None:
+        """Show the steps up to `last` again, but for those that the server has."""
+        metrics, timing, samples = (
+            rows_by_step(info.dir / name, last)
+            for name in (info.metrics_file.name, "timing.jsonl", "samples.jsonl")
+        )
+        for step in sorted({*metrics, *timing, *samples}):
+            if step < self._run.step:
+                continue
+            for row in metrics.get(step, []) + timing.get(step, []):
+                self._write(step, numbers(row))
+            if step in samples:
+                self._write(step, {"samples": self._html(pages.table(samples[step]))})
 
     def _write(self, step: int, row: Mapping[str, object]) -> None:
         self._last_step = max(self._last_step, step)
-        self._run.log(dict(row), step=step)
+        self._run.log({STEP: step, **row}, step=step)
 
     def _read(self, path: Path) -> Any:
         if path.suffix == ".png":
             return self._wandb.Image(str(path))
-        text = html.escape(path.read_text(encoding="utf-8"))
-        return self._wandb.Html(f"<pre>{text}</pre>", inject=False)
+        return self._html(pages.text(path.read_text(encoding="utf-8")))
 
-    def _summarise(self, state: str, summary: Mapping[str, object]) -> None:
-        if state not in ("finished", "failed"):
-            self._run.tags = (*(self._run.tags or ()), state)
-        self._run.summary.update({"state": state, **_plain(redact(summary))})
+    def _html(self, page: str) -> Any:
+        return self._wandb.Html(page, inject=False)  # inject: links a style sheet of wandb.ai
 
-    def _close(self, state: str) -> None:
+    def _close(self, state: str, summary: Mapping[str, object]) -> None:
         try:
-            self._run.finish(exit_code=0 if state in ("finished", "pruned") else 1)
-        except TimeoutError:
-            folder = shlex.quote(str(_relative(Path(self._run.settings.sync_dir))))
-            log.warning(f"W&B: the upload did not end in {FINISH_SECONDS} s; wandb sync {folder}")
+            if self._run is not None:
+                self._end_run(state, summary)
         finally:
-            self._wandb.teardown()  # here, where its end is bounded, and not at exit
+            # here, where somebody waits for it with a clock, and not at exit
+            with contextlib.suppress(Exception, SystemExit):
+                self._wandb.teardown()
 
+    def _end_run(self, state: str, summary: Mapping[str, object]) -> None:
+        if state in ("pruned", "stopped"):
+            self._run.tags = (*(self._run.tags or ()), state)
+        self._run.summary.update(redact({"state": state, **summary}))
+        try:
+            self._run.finish(exit_code=_EXIT_CODES.get(state, 1))
+        except TimeoutError:
+            trouble = f"the upload did not end in {FINISH_SECONDS} s"
+        else:
+            trouble = "the server refused some of the data" if was_refused(self._fragment()) else ""
+        if trouble:
+            log.warning(f"W&B: {trouble}; to upload later: {sync_command(self._fragment())}")
 
-def _plain(value: object) -> dict[str, object]:
-    return dict(value) if isinstance(value, Mapping) else {}
+    def _fragment(self) -> Path:
+        return Path(self._run.settings.sync_dir)
 
-
-def _relative(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _supersede(folder: Path) -> None:
-    """Move older fragments of this run away, so that the newest one alone is the run."""
-    for old in sorted(folder.glob("*run-*-*")):
-        if old.is_dir() and not old.is_symlink():
-            (folder / "superseded").mkdir(exist_ok=True)
-            old.rename(folder / "superseded" / old.name)
-
-
-@contextmanager
-def _redacted_argv() -> Iterator[None]:
-    real = sys.argv
-    sys.argv = redact_argv(real)
-    try:
-        yield
-    finally:
-        sys.argv = real
-
-
-def _as_html(rows: Sequence[Mapping[str, str]]) -> str:
-    names = list(rows[0]) if rows else []
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in names) + "</tr>"
-        for row in rows
-    )
-    style = "table{font:14px sans-serif;border-collapse:collapse}td,th{border:1px solid #ccc;"
-    return (
-        f"<meta charset='utf-8'><style>{style}padding:6px;text-align:left;vertical-align:top;"
-        f"white-space:pre-wrap}}</style><table><tr>{head}</tr>{body}</table>"
-    )
+    def _kill(self) -> None:
+        # wandb waits for its process at exit without a limit, and has no public way to end it
+        with contextlib.suppress(Exception):
+            self._wandb.sdk.wandb_setup.singleton()._connection._proc._process.kill()

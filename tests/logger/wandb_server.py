@@ -124,8 +124,9 @@ def _project(run: Run) -> Json:
 def _upsert(server: WandbServer, variables: Json) -> Json:
     project = variables.get("project") or "uncategorized"
     is_new = variables["name"] not in server.runs
-    if is_new or not variables.get("id"):
-        # only a resumed run and a later update know the id: anything else replaces what is there
+    is_opened = variables.get("host") is not None  # later requests bring a new config only
+    if is_new or (is_opened and not variables.get("id")):
+        # who opens a run without knowing its id does not resume it: W&B replaces what is there
         server.runs[variables["name"]] = Run(project, variables["name"])
     run = server.runs[variables["name"]]
     for name in ("groupName", "displayName", "jobType", "tags", "commit", "program", "repo"):
