@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Batches:
             return []
         try:
             returns = self._launch([self._words(job) for job in jobs], jobs[0].number)
-        except Exception as error:
+        except (HydraException, OmegaConfBaseException) as error:
+            return [Ended(job, 1, f"{type(error).__name__}: {error}") for job in jobs]
+        except Exception as error:  # a worker was killed, and the others with it
             return [Ended(job, -9, f"{type(error).__name__}: {error}") for job in jobs]
         return [self._ended(job, each) for job, each in zip(jobs, returns, strict=True)]
 

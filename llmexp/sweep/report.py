@@ -26,7 +26,7 @@ PATCHES = (
 )  # groups whose choice an experiment file does not make
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """Writes what is known of a study into the folder of its sweep."""
 
@@ -34,6 +34,7 @@ class Report:
     space: Space
     composer: Composer
     program: Sequence[str]  # what the best command starts with
+    written: int | None = None  # the trial that best.yaml holds
 
     def command(self, trial: FrozenTrial) -> str:
         """Return the command that repeats a trial on its own."""
@@ -53,7 +54,9 @@ class Report:
                 "best_folder": best.user_attrs.get("folder"),
                 "best_command": self.command(best),
             }
-            durable.write_text(folder / "best.yaml", self.experiment(best))
+            if best.number != self.written:
+                durable.write_text(folder / "best.yaml", self.experiment(best))
+                self.written = best.number
         results["trials"] = dict(Counter(map(state, trials)))
         results["importances"] = importances(study)
         text = yaml.safe_dump(json.loads(json.dumps(results)), sort_keys=False, allow_unicode=True)

@@ -134,7 +134,9 @@ class Study:
             searched = self.space.searched.items()
             params = {key: _suggest(trial, key, found) for key, found in searched}
         except ImportError as error:
-            raise RequestError(f"This sampler needs {error.name}: pip install {error.name}") from error
+            raise RequestError(
+                f"This sampler needs {error.name}: pip install {error.name}"
+            ) from error
         trial.set_user_attr("worker", self._worker)
         trial.set_user_attr("attempt", attempt)
         return Claim(trial.number, attempt, params, trial.user_attrs.get("point", {}))

@@ -70,7 +70,9 @@ def test_the_last_override_of_a_key_wins() -> None:
     assert list(found.searched) == ["y"]
 
 
-@pytest.mark.parametrize("value", ["a b", "a,b", "it's", 'say "x"', "${HOME}", "\\", "ü={[()]}", ""])
+@pytest.mark.parametrize(
+    "value", ["a b", "a,b", "it's", 'say "x"', "${HOME}", "\\", "ü={[()]}", ""]
+)
 def test_a_choice_and_a_quoted_text_come_back_as_they_were(value: str) -> None:
     parser = OverridesParser.create()
     assert OmegaConf.create({"x": parser.parse_override(f"x={quote(value)}").value()}).x == value

@@ -43,7 +43,12 @@ def test_what_was_raised_names_the_end(error: BaseException, state: str) -> None
 
 @pytest.mark.parametrize(
     ("loss", "state"),
-    [(1.5, "finished"), (float("nan"), "infeasible"), (float("inf"), "infeasible"), (None, "infeasible")],
+    [
+        (1.5, "finished"),
+        (float("nan"), "infeasible"),
+        (float("inf"), "infeasible"),
+        (None, "infeasible"),
+    ],
 )
 def test_a_loss_must_be_finite(loss: float | None, state: str) -> None:
     assert verdict(loss=loss) == state

@@ -7,6 +7,7 @@ it goes on behind the last line, so a validation that is counted twice would be 
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -60,6 +61,8 @@ def misbehave(cfg: DictConfig, trial: NullTrial) -> None:
         sys.exit(3)
     if cfg.fail == "kill" and odd and cfg.resume != "auto":
         os.kill(os.getpid(), 9)
+    if cfg.fail == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if cfg.fail == "hang" and odd:
         time.sleep(600)
 
