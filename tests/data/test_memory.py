@@ -1,0 +1,70 @@
+"""A text larger than the memory it may take: tokenised, split, packed and read in little of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+
+import torch, transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from llmexp.data import Batches, load
+from llmexp.data.request import COLUMNS
+
+vocabulary = {"<end>": 0, **{chr(97 + n): n + 1 for n in range(26)}}
+backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak()
+source = load(
+    name="text", format="text", path=sys.argv[1], validation_path=None, example=sys.argv[3],
+    unit=sys.argv[4], max_length=128, val_size=0.1, overlong="split", pack=True,
+    duplicates=sys.argv[5], loss_on="completion", columns=dict.fromkeys(COLUMNS),
+    encoding_errors="strict", drop_control=False, cache_dir=sys.argv[2],
+)
+corpus = source.tokenize(tokenizer, seed=1, batch_size=64)
+tokenised = peak() - before
+batches = Batches(corpus.train, batch_size=64, max_length=128)
+tokens = 0
+for step in range(0, batches.steps_per_epoch, max(1, batches.steps_per_epoch // 5000)):
+    tokens += sum(rows.input_ids.numel() for rows in batches[step].micro_batches(8))
+print(f"{tokenised:.0f} {peak() - before:.0f} {len(corpus.train)} {tokens}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "unit", "duplicates"),
+    [("line", "example", "drop"), ("line", "block", "report"), ("file", "example", "report")],
+)
+def test_memory_does_not_grow_with_the_file(
+    tmp_path: Path, example: str, unit: str, duplicates: str
+) -> None:
+    block = "".join(f"a b c d e f g {chr(97 + n % 26)} the end of line\n" for n in range(5000))
+    peaks = []
+    for megabytes in (20, 100):
+        path = tmp_path / f"{megabytes}.txt"
+        with path.open("w") as file:
+            for number in range(megabytes * 1_000_000 // len(block)):
+                file.write(block.replace("the end", f"{number} end"))
+        paths = [str(path), str(tmp_path / f"cache-{megabytes}"), example, unit, duplicates]
+        if example == "file":  # a document for each side
+            other = tmp_path / f"{megabytes}-other.txt"
+            other.write_text("a single line\n")
+            paths[0] = f"{tmp_path}/{megabytes}*.txt"
+        told = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *paths], capture_output=True, text=True, check=True
+        )
+        peaks.append(float(told.stdout.split()[1]))
+    assert peaks[1] < 250, peaks
+    assert peaks[1] < peaks[0] + 60, peaks
