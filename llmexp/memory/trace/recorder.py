@@ -70,14 +70,17 @@ class Recording:
 
 
 class Recorder(TorchDispatchMode):
-    """Records the storages that operators create on `device`, and their end. Sizes are rounded."""
+    """Records the storages that operators create on `device`, and their end. Sizes are rounded.
+
+    With a `cap` in bytes an allocation above it raises the error of a full card.
+    """
 
     def __init__(self, device: torch.device, *, cap: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.recording = Recording()
         self.live = 0
-        self._cap = cap
+        self.cap = cap
         self._kind = "activations"
         self._count = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -127,7 +130,7 @@ class Recorder(TorchDispatchMode):
         weakref.finalize(storage, self._release, ident, rounded(size)).atexit = False
 
     def _allocate(self, size: int) -> int:
-        if self._cap is not None and self.live + rounded(size) > self._cap:
+        if self.cap is not None and self.live + rounded(size) > self.cap:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
         self._count += 1
         self.recording.kinds[self._count] = self._kind
