@@ -114,8 +114,9 @@ def build(settings: Settings) -> Parts:
     source = config.call(settings["data"])
     blueprint = config.call(settings["model"])
     device = pick_device(settings["hw"]["device"])
-    precision: Precision = config.call(settings["precision"]).choose(device)
     architecture = blueprint.config()
+    precision: Precision = config.call(settings["precision"])
+    precision.choose(device, width=getattr(architecture, "hidden_size", None))
     refuse_long_rows(settings, architecture)
 
     tokenizer = blueprint.load_tokenizer(source.texts(), vocab_size=architecture.vocab_size)
@@ -173,6 +174,8 @@ def derive(settings: Settings, parts: Parts) -> engine.Plan:
         validate_every=wanted["validate_every"],
         patience=wanted["patience"] or math.inf,
         log_every=wanted["log_every"],
+        on_nonfinite=wanted["on_nonfinite"],
+        on_spike=wanted["on_spike"],
         seed=settings["seed"],
     )
 

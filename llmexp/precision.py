@@ -7,6 +7,9 @@ import torch
 from llmexp.errors import RequestError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NARROW = (
+    384  # below this width fp32 was faster on a CPU with avx512_bf16 (128 wide: 29 against 47 ms)
+)
 
 
 class Precision:
@@ -24,16 +27,22 @@ class Precision:
         self.reason = "as asked"
         self.scaler = torch.amp.GradScaler("cpu", enabled=False)
 
-    def choose(self, device: torch.device) -> "Precision":
-        """Settle `auto` for `device`, and refuse what it cannot compute.
+    def choose(self, device: torch.device, *, width: int | None = None) -> "Precision":
+        """Settle `auto` for `device` and a model `width` wide, and refuse what it cannot compute.
 
         Raises RequestError where a GPU has no bf16 (compute capability below 8.0).
         """
         if self.name == "auto":
-            self.name, self.reason = automatic(device)
-        elif self.name == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            self.name, self.reason = automatic(device, width)
+        elif (
+            self.name == "bf16"
+            and device.type == "cuda"
+            and torch.cuda.get_device_capability(device) < (8, 0)
+        ):
             card = torch.cuda.get_device_name(device)
-            raise RequestError(f"precision=bf16 needs compute capability 8.0; {card} has less: use precision=fp16")
+            raise RequestError(
+                f"precision=bf16 needs compute capability 8.0; {card} has less: use precision=fp16"
+            )
         if device.type == "cuda":
             torch.backends.cuda.matmul.fp32_precision = "tf32" if self.tf32 else "ieee"
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
@@ -50,7 +59,8 @@ class Precision:
 
 
 def automatic(device: torch.device) -> tuple[str, str]:
-    """Choose the fastest safe number format of `device`; return its name and the reason in words."""
+    """Choose the fastest safe number format of `device`; return its name and the reason in
+    words."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         card = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
@@ -59,6 +69,8 @@ def automatic(device: torch.device) -> tuple[str, str]:
         if (major, minor) >= (7, 0) and "GTX 16" not in card:
             return "fp16", f"{card}: tensor cores for fp16, no bf16"
         return "fp32", f"{card}: no tensor cores"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "bf16", "this CPU multiplies in bf16 (avx512_bf16)"
-    return "fp32", "this CPU has no bf16 arithmetic"
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "fp32", "this CPU has no bf16 arithmetic"
+    if width is not None and width < NARROW:
+        return "fp32", f"a model {width} wide spends more on casts than bf16 saves on this CPU"
+    return "bf16", "this CPU multiplies in bf16 (avx512_bf16)"

@@ -141,7 +141,8 @@ def test_the_same_command_gives_the_same_bytes(run: Run, tmp_path: Path) -> None
 
 
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(run: Run, tmp_path: Path) -> None:
-    whole = run("train", *TEXT, "run.name=whole", "train.max_steps=8", "checkpoint.every_steps=3")
+    settings = ("train.max_steps=8", "train.validate_every=10", "checkpoint.every_steps=3")
+    whole = run("train", *TEXT, "run.name=whole", *settings)
     assert whole.returncode == 0, whole.stderr
     kept = sorted(path.name for path in (tmp_path / "outputs/whole/checkpoints").iterdir())
     assert kept == ["step-00000006", "step-00000008"]
