@@ -89,6 +89,8 @@ RULES: Mapping[str, Rule] = {
     "train.validate_every": POSITIVE,
     "train.patience": _whole(1) | None,
     "train.log_every": _whole(1),
+    "train.on_nonfinite": _choice("skip", "rollback", "stop"),
+    "train.on_spike": _choice("report", "skip"),
     "checkpoint.every_steps": _whole(1) | None,
     "checkpoint.every_minutes": POSITIVE | None,
     "checkpoint.keep": _whole(1),

@@ -7,13 +7,14 @@ come from.
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from llmexp.health import Health
 from llmexp.loss import Rows, loss_sum
 from llmexp.memory import oom
 from llmexp.optimizer import set_learning_rate, step_if_finite
@@ -37,10 +38,9 @@ def fit(
     The gradient of a step is that of the mean loss over all its label tokens, however many
     micro-batches bring them.
     """
-    if state.step == 0:  # how good is it before training?
-        eval_loss = validate(model, validation, precision, plan, on_event=run.out_of_memory)
-        run.log(state, state.judge(eval_loss, plan.patience))
-        run.validated(model, state)
+    if state.owed is not None:  # how good is it before training? Or: a signal cut this short
+        assess(model, validation, precision, plan, run=run, state=state)
+        run.checkpoint(model, optimizer, state)
     model.train()
     while state.step < plan.steps and not state.stopped:
         # -- batch, schedule ------------------------------------------------------------------
@@ -56,27 +56,28 @@ def fit(
         # -- clip, step, zero -----------------------------------------------------------------
         precision.scaler.unscale_(optimizer)
         grad_norm = clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-        step_if_finite(optimizer, precision.scaler, grad_norm)
+        skipped = plan.on_spike == "skip" and state.is_spike(step_loss, grad_norm)
+        if not skipped:
+            step_if_finite(optimizer, precision.scaler, step_loss + grad_norm)
         precision.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        state.count(step_loss, grad_norm, batch)
+        state.count(step_loss, grad_norm, batch, skipped=skipped)
 
         # -- log: the one place that waits for the GPU -------------------------------------------
         metrics: dict[str, float] = {}
         validates = plan.validates_at(state.step)
         if validates or plan.logs_at(state.step):
-            metrics |= state.training_metrics(learning_rate, plan)
+            metrics = state.training_metrics(learning_rate, plan)
+            if trouble := state.trouble(plan, precision.scaler):  # train.on_nonfinite
+                run.roll_back(model, optimizer, state, metrics, trouble)  # or stops the run
         state.seconds += time.perf_counter() - started
 
-        # -- validate, remember the best, stop early ---------------------------------------------
+        # -- validate, remember the best, stop early; checkpoint ---------------------------------
         if validates:
-            eval_loss = validate(model, validation, precision, plan, on_event=run.out_of_memory)
-            metrics |= state.judge(eval_loss, plan.patience)
-        run.log(state, metrics)
-        if validates:
-            run.validated(model, state)  # keeps the best, writes samples, reports to the sweep
-
-        # -- checkpoint -------------------------------------------------------------------------
+            state.owed = metrics
+            assess(model, validation, precision, plan, run=run, state=state)
+        else:
+            run.log(state, metrics)
         run.checkpoint(model, optimizer, state)  # if one is due, or a signal asks for it
     return state
 
@@ -99,6 +100,28 @@ def accumulate(
     return total
 
 
+def assess(
+    model: nn.Module,
+    validation: "Batches",
+    precision: Precision,
+    plan: "Plan",
+    *,
+    run: "Run",
+    state: "State",
+) -> None:
+    """Validate, judge, and write the row that is owed; a signal leaves it owed to the resume."""
+    try:
+        loss = validate(
+            model, validation, precision, plan, on_event=run.out_of_memory, stops=run.stops
+        )
+    except Interrupted:
+        return
+    metrics = (state.owed or {}) | state.judge(loss, plan.patience)
+    state.owed = None
+    run.log(state, metrics)
+    run.validated(model, state)  # keeps the best, writes samples, reports to the sweep
+
+
 @torch.no_grad()
 def validate(
     model: nn.Module,
@@ -107,16 +130,20 @@ def validate(
     plan: "Plan",
     *,
     on_event: Callable[[oom.Event], None] | None = None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> float:
     """Return the mean loss over all label tokens of the validation set, in nats per token.
 
-    Sums are kept in float64: the result does not depend on how the set is cut.
+    Sums are kept in float64: the result does not depend on how the set is cut. Raises Interrupted
+    when `stops()` becomes true on the way.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     nats, tokens = torch.zeros((), dtype=torch.float64), 0
     for index in range(validation.steps_per_epoch):
+        if stops():
+            raise Interrupted
         batch = validation[index]
         for attempt in oom.attempts(model, plan, index, on_event=on_event):
             with attempt:
@@ -128,6 +155,10 @@ def validate(
         tokens += batch.label_tokens
     model.train(was_training)
     return nats.item() / tokens
+
+
+class Interrupted(Exception):
+    """A validation was told to stop half-way."""
 
 
 @dataclass
@@ -142,6 +173,8 @@ class Plan:
     patience: float = math.inf  # validations without a new best; inf: never stop early
     log_every: int = 10  # optimizer steps
     seed: int = 42
+    on_nonfinite: str = "skip"  # three steps in a row; rollback: to the best checkpoint
+    on_spike: str = "report"  # skip: leave the update out, which waits for the GPU at each step
     advice: str = ""  # what to try when not even one row fits
 
     def logs_at(self, step: int) -> bool:
@@ -167,41 +200,55 @@ class State:
     eval_loss: float | None = None  # of the last validation
     stale: int = 0  # validations since the best
     validations: int = 0
-    nonfinite: int = 0  # steps whose update was skipped
+    owed: dict[str, float] | None = field(default_factory=dict)  # row of a validation to be done
+    health: Health = field(default_factory=Health)
     stopped: str | None = None  # why the run ends before its steps are done
-    window: list[float] = field(
-        default_factory=lambda: [0.0, 0.0]
-    )  # nats, tokens since the last row
-    epoch: list[float] = field(
-        default_factory=lambda: [0.0, 0.0]
-    )  # likewise since the last validation
+    # nats, tokens: since the last row, and since the last validation
+    window: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    epoch: list[float] = field(default_factory=lambda: [0.0, 0.0])
     train_loss: float | None = None  # mean between the last two validations
     grad_norm: float | None = None  # of the last step, before clipping
     seconds: float = 0.0  # spent in training steps; differs between identical runs
 
     def __post_init__(self) -> None:
-        self.pending: list[tuple[Tensor, int]] = []  # [loss, grad_norm] on the device, label tokens
+        if isinstance(self.health, dict):  # read from JSON
+            self.health = Health(**self.health)
+        # loss and gradient norm on the device; what is known of the step beside them
+        self.pending: list[tuple[Tensor, tuple[int, int, tuple[int, ...], bool]]] = []
 
-    def count(self, loss: Tensor, grad_norm: Tensor, batch: "Batch") -> None:
+    def count(self, loss: Tensor, grad_norm: Tensor, batch: "Batch", *, skipped: bool) -> None:
         """Take note of one finished step without waiting for its numbers."""
         self.step += 1
         self.tokens += batch.label_tokens
-        self.pending.append((torch.stack([loss, grad_norm.to(loss)]), batch.label_tokens))
+        known = (self.step, batch.label_tokens, batch.indices, skipped)
+        self.pending.append((torch.stack([loss, grad_norm.to(loss)]), known))
+
+    def is_spike(self, loss: Tensor, grad_norm: Tensor) -> bool:
+        """Say whether a step stands out from those before it; waits for its numbers."""
+        self.settle()
+        return self.health.is_spike(loss.item(), grad_norm.item())
 
     def settle(self) -> None:
         """Wait for the numbers of the steps taken since the last call, and add them up in order."""
-        rows = (
-            torch.stack([numbers for numbers, _ in self.pending]).tolist() if self.pending else []
-        )
-        for (loss, grad_norm), (_, tokens) in zip(rows, self.pending, strict=True):
+        if not self.pending:
+            return
+        rows = torch.stack([numbers for numbers, _ in self.pending]).tolist()
+        for (loss, grad_norm), (_, known) in zip(rows, self.pending, strict=True):
+            step, tokens, examples, skipped = known
             self.grad_norm = grad_norm
-            if not math.isfinite(loss) or not math.isfinite(grad_norm):
-                self.nonfinite += 1
-                continue
-            for sums in (self.window, self.epoch):
-                sums[0] += loss * tokens
-                sums[1] += tokens
+            if self.health.take(step, loss, grad_norm, examples=examples, skipped=skipped):
+                for sums in (self.window, self.epoch):
+                    sums[0] += loss * tokens
+                    sums[1] += tokens
         self.pending.clear()
+
+    def trouble(self, plan: Plan, scaler: torch.amp.GradScaler) -> str | None:
+        """Say in words why the run is astray, or None.
+
+        Asked at the rows of metrics only, so that no checkpoint between them changes the answer.
+        """
+        scale = scaler.get_scale() if scaler.is_enabled() else None
+        return self.health.trouble(scale, first=plan.on_nonfinite == "stop")
 
     def training_metrics(self, learning_rate: float, plan: Plan) -> dict[str, float]:
         """Return the row since the last one: the mean loss over its tokens, and where the run
@@ -215,7 +262,8 @@ class State:
             "train/grad_norm": math.nan if self.grad_norm is None else self.grad_norm,
             "train/epoch": self.step / plan.steps_per_epoch,
             "train/tokens": self.tokens,
-            "train/nonfinite_steps": self.nonfinite,
+            "train/nonfinite_steps": self.health.nonfinite,
+            "train/spikes": self.health.spikes,
         }
 
     def judge(self, loss: float, patience: float) -> dict[str, float]:
@@ -244,7 +292,7 @@ class State:
     def as_dict(self) -> dict[str, Any]:
         """Return the state as JSON-able values."""
         self.settle()
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return asdict(self)
 
 
 def perplexity(loss: float) -> float:
@@ -263,6 +311,8 @@ class Batch(Protocol):
 
     @property
     def label_tokens(self) -> int: ...
+    @property
+    def indices(self) -> tuple[int, ...]: ...  # of its examples
     def micro_batches(self, micro_batch_size: int, /) -> Iterator[MicroBatch]: ...
 
 
@@ -283,3 +333,12 @@ class Run(Protocol):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
     ) -> None: ...
     def out_of_memory(self, event: oom.Event) -> None: ...
+    def stops(self) -> bool: ...
+    def roll_back(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        metrics: dict[str, float],
+        trouble: str,
+    ) -> None: ...

@@ -8,10 +8,11 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those that decay (matrices) and those that do not (biases, norms).
+    """Split the trainable parameters into those that decay (matrices) and those that do not
+    (biases, norms).
 
-    A tied weight is one parameter and stands in one group. The order is that of `named_parameters`, so that
-    a checkpoint finds every state again.
+    A tied weight is one parameter and stands in one group. The order is that of `named_parameters`,
+    so that a checkpoint finds every state again.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     decaying = [p for p in trainable if p.ndim >= 2]
@@ -41,9 +42,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> fl
 
 
 def step_if_finite(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, grad_norm: torch.Tensor
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, number: torch.Tensor
 ) -> None:
-    """Update the weights unless the gradient norm is not finite; then nothing moves.
+    """Update the weights unless `number` (loss plus gradient norm) is not finite; then nothing
+    moves.
 
     A fused optimizer takes the verdict as a tensor on its device, so nothing waits for the GPU
     (the same way in which `GradScaler` tells it of an overflow). Others are asked to wait.
@@ -51,7 +53,7 @@ def step_if_finite(
     if scaler.is_enabled():  # float16: the scaler looks at the gradients itself
         scaler.step(optimizer)
     elif getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~torch.isfinite(number)).float()  # type: ignore[attr-defined]
         optimizer.step()
-    elif torch.isfinite(grad_norm):
+    elif torch.isfinite(number):
         optimizer.step()

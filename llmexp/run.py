@@ -20,6 +20,7 @@ from llmexp.console import Console
 from llmexp.engine import Plan, State
 from llmexp.errors import RunError
 from llmexp.generate import continuations
+from llmexp.health import ROLLBACKS
 from llmexp.logger import Logger
 from llmexp.memory import oom
 from llmexp.precision import Precision
@@ -62,13 +63,16 @@ class Run:
 
     def resume_from(self, state: State, *, begun: bool) -> None:
         """Cut the files back to where `state` stands: what came after it happens again."""
-        for file in (self.metrics, self.timing, self.samples):
-            file.truncate_to(state.step if begun else -1)
+        last = state.step if begun else -1
+        for file in (self.metrics, self.samples):
+            file.truncate_to(last if state.owed is None else last - 1)
+        self.timing.truncate_to(last)
         self.seen = {"seconds": state.seconds, "tokens": state.tokens}
 
     def log(self, state: State, metrics: dict[str, float]) -> None:
         """Write one row where there is one to write, and move the progress bar."""
         if metrics:
+            self._tell_findings(state)
             self.metrics.append(
                 {"train/global_step": state.step} | {k: plain(v) for k, v in metrics.items()}
             )
@@ -93,6 +97,48 @@ class Run:
         self.console.warning(event.line())
         self.timing.append({"train/global_step": event.step} | event.as_dict())
         self.logger.log(event.step, {"memory/micro_batch_size": event.micro_batch_size})
+
+    def _tell_findings(self, state: State) -> None:
+        """Tell and record the steps that were not well; fp16 finds its loss scale by overflows."""
+        for found in state.health.findings:
+            if found.event == "spike" or not self.precision.scaler.is_enabled():
+                self.console.warning(found.line())
+            self.timing.append({"train/global_step": found.step} | found.as_dict())
+        state.health.findings.clear()
+
+    def roll_back(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        metrics: dict[str, float],
+        trouble: str,
+    ) -> None:
+        """Go back to the weights of the best validation and on with the next step, if asked to.
+
+        Raises RunError where that is not asked for, or no cure any more.
+        """
+        path = self.folder / "checkpoints" / f"step-{state.best_step:08d}"
+        again = f"The last checkpoint is intact: resume={self.folder}"
+        if self.plan.on_nonfinite != "rollback":
+            why = again
+        elif len(state.health.rollbacks) >= ROLLBACKS:
+            why = f"{ROLLBACKS} times back to the best weights did not help. {again}"
+        elif wrong := checkpoint.defect(path):
+            why = f"There is no way back to the best weights: {path} cannot be used: {wrong}"
+        else:
+            scaler = self.precision.scaler
+            checkpoint.load(path, model=model, optimizer=optimizer, scaler=scaler)
+            state.health.rolled_back(state.step, state.best_step)
+            self._tell_findings(state)
+            self.console.warning(f"{trouble}\nBack to the weights of step {state.best_step:,}.")
+            return
+        self.log(state, metrics)
+        raise RunError(f"step {state.step:,}: {trouble}\n{why}")
+
+    def stops(self) -> bool:
+        """Say whether a signal asks to stop."""
+        return bool(self.stop.requested)
 
     def validated(self, model: nn.Module, state: State) -> None:
         """Keep the best model, write samples, tell the person, report to the sweep."""
@@ -170,7 +216,8 @@ class Run:
         wanted = self.settings["checkpoint"]
         minutes = (time.monotonic() - self.saved_at) / 60
         due = (
-            self.plan.validates_at(state.step)
+            state.step == 0
+            or self.plan.validates_at(state.step)
             or bool(wanted["every_steps"] and state.step % wanted["every_steps"] == 0)
             or bool(wanted["every_minutes"] and minutes >= wanted["every_minutes"])
             or self.stop.save_requested
@@ -182,12 +229,15 @@ class Run:
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
         """Write a checkpoint, after the rows it stands for are on the disk."""
+        stands = state.as_dict()
+        self._tell_findings(state)
         for file in (self.metrics, self.timing, self.samples):
             file.sync()
         folder = self.folder / "checkpoints"
-        # a run that is stopped goes on when it is resumed
+        # what a signal stopped goes on when it is resumed
+        stands["stopped"] = None if state.stopped == "signal" else state.stopped
         remembered = {
-            "state": state.as_dict() | {"stopped": None},
+            "state": stands,
             "micro_batch_size": self.plan.micro_batch_size,
         } | dict(self.facts)
         remembered["precision"] = self.precision.name
@@ -234,7 +284,8 @@ class Run:
             "best/step": state.best_step,
             "steps": state.step,
             "tokens": state.tokens,
-            "nonfinite_steps": state.nonfinite,
+            "nonfinite_steps": state.health.nonfinite,
+            "spikes": state.health.spikes,
             "perf/tokens_per_second": self.tokens_per_second,
         } | peak_memory()
 

@@ -19,6 +19,7 @@ SAFE = (
     "sweep",
     "train.log_every",
     "train.on_nonfinite",
+    "train.on_spike",
     "train.patience",
     "train.validate_every",
 )

@@ -41,6 +41,11 @@ class Watcher:
     def out_of_memory(self, event: oom.Event) -> None:
         self.events.append(event)
 
+    def stops(self) -> bool:
+        return False
+
+    def roll_back(self, *_: object) -> None: ...
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> data.Corpus:
@@ -232,7 +237,7 @@ def test_every_precision_learns_on_the_cpu(
     losses = [row["eval/loss"] for row in watcher.rows if "eval/loss" in row]
     assert losses[-1] < losses[0] - 0.5
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert state.nonfinite <= (4 if name == "fp16" else 0)  # fp16 finds its scale by trying
+    assert state.health.nonfinite <= (4 if name == "fp16" else 0)  # fp16 finds its scale by trying
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
@@ -244,7 +249,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
     before = [p.clone() for p in model.parameters()]
     state, watcher = train(model, corpus, steps=1)
     hook.remove()
-    assert state.nonfinite == 1
+    assert state.health.nonfinite == 1
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not math.isfinite(watcher.rows[-1]["train/grad_norm"])
 
