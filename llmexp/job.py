@@ -1,10 +1,12 @@
 """One training job: build the parts that the settings name, say what will be done, train."""
 
+import errno
 import logging
 import math
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmexp import checkpoint, config, data, durable, engine, optimizer
+from llmexp import checkpoint, config, data, durable, engine, optimizer, resume
 from llmexp.console import Console
-from llmexp.errors import RequestError
+from llmexp.errors import RequestError, RunError
 from llmexp.logger import RunInfo
 from llmexp.loss import probe_head
+from llmexp.memory import budget, planner
 from llmexp.model import parameter_count, pick_device, quiet
 from llmexp.precision import Precision
 from llmexp.run import Run, Trial, write_request
-from llmexp.signals import Stop
+from llmexp.signals import Stop, terminable
 
 log = logging.getLogger("llmexp")
 Settings = Mapping[str, Any]
+MEMORY_TOLERANCE = 0.05  # of the predicted peak
 
 
 def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) -> float:
@@ -31,16 +35,20 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
 
     Raises RequestError for what cannot be done, RunError for what went wrong on the way.
     """
-    with durable.Lock(folder), Console() as console:
+    with durable.Lock(folder), Console() as console, terminable(), told_if_full(folder):
         durable.remove_leftovers(folder)
-        start = where_to_start(settings["resume"], folder)
+        start = resume.where_to_start(settings["resume"], folder)
         saved = checkpoint.peek(start).state if start else {}
-        refuse_other_settings(saved.get("config", settings), settings, folder)
-        parts = build(settings)
-        refuse_other_data(saved.get("data", parts.corpus.fingerprint), parts.corpus.fingerprint)
+        resume.refuse_other_settings(saved.get("config", settings), settings, folder)
+        parts = build(settings, overrides)
+        fingerprint = parts.corpus.fingerprint
+        resume.refuse_other_data(saved.get("data", fingerprint), fingerprint)
+        plan = derive(settings, parts)
+        plan.micro_batch_size = resume.micro_batch_size(saved, settings, plan)
+        if resume.is_finished(folder, saved, plan):
+            return resume.tell_finished(folder, saved["state"])
         write_request(folder, settings, overrides)
 
-        plan = derive(settings, parts)
         announce(console, settings, parts, plan, folder)
         stop = Stop()
         run = Run(
@@ -60,7 +68,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
             },
             notes={"Plan": plan_lines(settings, parts, plan), "Data": parts.corpus.report.lines()},
         )
-        state = restore(start, parts, run, plan)
+        state = resume.restore(start, parts, run)
         with stop:
             fit(parts, plan, run, state)
     if stop.requested:
@@ -84,10 +92,24 @@ def fit(parts: "Parts", plan: engine.Plan, run: Run, state: engine.State) -> Non
             run=run,
             state=state,
         )
+        tell_memory(parts, run)
         run.finish(parts.model, state)
         outcome = {"pruned": "pruned", "signal": "stopped"}.get(state.stopped or "", "finished")
     finally:
         run.logger.finish(outcome, run.summary(state))
+
+
+def tell_memory(parts: "Parts", run: Run) -> None:
+    """Put the predicted and the measured peak of the GPU side by side; warn if they differ much."""
+    if parts.device.type != "cuda" or parts.fits.predicted_gib is None:
+        return
+    predicted = parts.fits.predicted_gib
+    measured = torch.cuda.max_memory_allocated(parts.device) / 2**30
+    line = f"peak memory: {predicted:.2f} GiB predicted, {measured:.2f} GiB measured"
+    run.notes["Plan"].append(line)
+    log.info(line)
+    if abs(measured / predicted - 1) > MEMORY_TOLERANCE:
+        log.warning(f"{line}: they differ by more than {MEMORY_TOLERANCE:.0%}")
 
 
 @dataclass(frozen=True)
@@ -104,10 +126,11 @@ class Parts:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Any
+    fits: planner.Plan
     remarks: list[str]  # what had to be done differently, and why
 
 
-def build(settings: Settings) -> Parts:
+def build(settings: Settings, overrides: list[str]) -> Parts:
     """Build every part. Cheap checks come first, so that a wrong request is refused within
     seconds."""
     quiet()
@@ -118,6 +141,9 @@ def build(settings: Settings) -> Parts:
     precision: Precision = config.call(settings["precision"])
     precision.choose(device, width=getattr(architecture, "hidden_size", None))
     refuse_long_rows(settings, architecture)
+    fits = planner.plan(settings, device=device, overrides=overrides)
+    if fits.budget is not None and device.type == "cuda":
+        budget.enforce(fits.budget, device)
 
     tokenizer = blueprint.load_tokenizer(source.texts(), vocab_size=architecture.vocab_size)
     corpus = source.tokenize(
@@ -125,7 +151,7 @@ def build(settings: Settings) -> Parts:
     )
     torch.manual_seed(settings["seed"])
     model = blueprint.build(architecture, tokenizer, device=device)
-    if settings["train"]["activation_checkpointing"] is True:
+    if fits.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
     full_logits_because = probe_head(model)
@@ -154,6 +180,7 @@ def build(settings: Settings) -> Parts:
         model=model,
         optimizer=optimizer.build(model, config.call(settings["optimizer"])),
         schedule=config.call(settings["schedule"]),
+        fits=fits,
         remarks=remarks,
     )
 
@@ -163,13 +190,10 @@ def derive(settings: Settings, parts: Parts) -> engine.Plan:
     fits."""
     wanted = settings["train"]
     per_epoch = parts.batches.steps_per_epoch
-    micro_batch_size = wanted["micro_batch_size"]
-    if micro_batch_size == "auto":
-        micro_batch_size = max(1, 4096 // settings["data"]["max_length"])
     return engine.Plan(
         steps=wanted["max_steps"] or max(1, math.ceil(wanted["epochs"] * per_epoch)),
         steps_per_epoch=per_epoch,
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=parts.fits.micro_batch_size,
         max_grad_norm=wanted["max_grad_norm"],
         validate_every=wanted["validate_every"],
         patience=wanted["patience"] or math.inf,
@@ -177,58 +201,22 @@ def derive(settings: Settings, parts: Parts) -> engine.Plan:
         on_nonfinite=wanted["on_nonfinite"],
         on_spike=wanted["on_spike"],
         seed=settings["seed"],
+        advice=parts.fits.advice,
     )
 
 
-def where_to_start(resume: str | None, folder: Path) -> Path | None:
-    """Return the checkpoint to continue from, or None to begin at step 0.
-
-    Raises RequestError where the folder holds a run and nobody asked to continue it, and where none
-    of its checkpoints can be used: a run is never silently begun again.
-    """
-    checkpoints = folder / "checkpoints"
-    durable.remove_leftovers(checkpoints)
-    if resume is None:
-        if (folder / "metrics.jsonl").exists():
-            raise RequestError(
-                f"{folder} holds a run already: add resume=auto to continue it, or choose another "
-                "run.name"
-            )
-        return None
-    if resume != "auto" and Path(resume).parent.name == "checkpoints":
-        return checkpoint.find(Path(resume))[0]
-    if not any(checkpoints.glob("step-*")):
-        if (folder / "metrics.jsonl").exists():
-            log.info(f"{folder} has no checkpoint yet: it begins again at step 0")
-        return None
-    path, notes = checkpoint.find(folder)
-    for note in notes:
-        log.warning(note)
-    return path
-
-
-def refuse_other_settings(saved: Settings, settings: Settings, folder: Path) -> None:
-    """Tell which settings changed since the run began; refuse those that would make it another
-    run."""
-    allowed, refused = checkpoint.config_differences(saved, settings)
-    if refused:
-        raise RequestError(
-            f"{folder} was begun with other settings, and a run cannot change them half-way:\n"
-            + "\n".join(f"  {line}" for line in refused)
-            + "\nGive them their old values, or start a new run."
-        )
-    for line in allowed:
-        log.info(f"changed since the run began: {line}")
-
-
-def refuse_other_data(saved: str, fingerprint: str) -> None:
-    """Refuse to continue a run on other data than it began with."""
-    if saved != fingerprint:
-        raise RequestError(
-            "the data changed since this run began (other text, split or tokenizer), so the rest "
-            "of it would not be "
-            "the same run: bring the old files back, or start a new run"
-        )
+@contextmanager
+def told_if_full(folder: Path) -> Iterator[None]:
+    """Tell of a full disk in words, wherever it is met."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(
+            f"{error.filename or folder}: {error.strerror}. Make room, then resume with "
+            f"resume={folder}"
+        ) from error
 
 
 def refuse_long_rows(settings: Settings, architecture: Any) -> None:
@@ -241,27 +229,6 @@ def refuse_long_rows(settings: Settings, architecture: Any) -> None:
             f"{settings['model']['name']}: "
             f"use data.max_length={positions}"
         )
-
-
-def restore(start: Path | None, parts: Parts, run: Run, plan: engine.Plan) -> engine.State:
-    """Load the checkpoint `start`, if there is one, and cut the run's files back to it."""
-    state = engine.State()
-    if start is not None:
-        saved = checkpoint.peek(start)
-        remembered = checkpoint.load(
-            start, model=parts.model, optimizer=parts.optimizer, scaler=parts.precision.scaler
-        )
-        state = engine.State(**remembered["state"])
-        plan.micro_batch_size = min(plan.micro_batch_size, remembered["micro_batch_size"])
-        if Path(run.settings["resume"]).parent.name == "checkpoints":  # the one that was asked for
-            checkpoint.remove_after(start.parent, state.step)
-        log.info(f"continuing {run.folder} at step {state.step:,}")
-        before = {**saved.environment, "precision": remembered["precision"]}
-        now = {**checkpoint.environment(parts.model), "precision": parts.precision.name}
-        for line in checkpoint.environment_differences(before, now):
-            log.warning(line)
-    run.resume_from(state, begun=start is not None)
-    return state
 
 
 def run_info(run: Run, parts: Parts, state: engine.State) -> RunInfo:
@@ -294,21 +261,20 @@ def announce(
 
 
 def plan_lines(settings: Settings, parts: Parts, plan: engine.Plan) -> list[str]:
-    """Return the plan of a run in words: model, device, precision, batch, steps."""
-    size = settings["train"]["batch_size"]
-    rows = max(batch.row_count for batch in [parts.batches[0]])
+    """Return the plan of a run in words: model, device, precision, batch, steps, memory."""
+    wanted, length = settings["train"], settings["data"]["max_length"]
+    rows = parts.batches[0].row_count
     passes = math.ceil(rows / plan.micro_batch_size)
     weights = settings["model"]["weights"] or "fresh weights"
+    count = f"{passes} pass{'es' if passes > 1 else ''} of at most {plan.micro_batch_size} rows"
     return [
         f"plan    {parts.name}: {parameter_count(parts.model):,} parameters, {weights}",
-        f"  on      {device_name(parts.device)}, {parts.precision.name} ({parts.precision.reason})",
-        f"  step    {size} examples = {passes} x up to {min(rows, plan.micro_batch_size)} rows of "
-        "at most "
-        f"{settings['data']['max_length']} tokens (micro-batch x accumulation follow from what "
-        "fits)",
-        f"  run     {plan.steps:,} steps = {plan.steps / plan.steps_per_epoch:.2f} epochs of "
-        f"{plan.steps_per_epoch:,}"
-        f" steps, a validation every {settings['train']['validate_every']:g} epochs",
+        f"device  {device_name(parts.device)}, {parts.precision.name}: {parts.precision.reason}",
+        f"step    {wanted['batch_size']} examples = {rows} row{'s' if rows > 1 else ''} of at most "
+        f"{length} tokens = {count} (of the first step)",
+        f"run     {plan.steps:,} steps = {plan.steps / plan.steps_per_epoch:.2f} epochs x "
+        f"{plan.steps_per_epoch:,} steps, a validation every {wanted['validate_every']:g} epochs",
+        *parts.fits.lines,
     ]
 
 

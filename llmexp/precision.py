@@ -58,7 +58,7 @@ class Precision:
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
 
-def automatic(device: torch.device) -> tuple[str, str]:
+def automatic(device: torch.device, width: int | None = None) -> tuple[str, str]:
     """Choose the fastest safe number format of `device`; return its name and the reason in
     words."""
     if device.type == "cuda":
