@@ -52,7 +52,7 @@ def _hydra_main(composed: DictConfig) -> float:
     try:
         return run_trial(
             lambda trial: _train(
-                composed, Path(job.runtime.output_dir), list(job.overrides.task), trial
+                composed, shown(Path(job.runtime.output_dir)), list(job.overrides.task), trial
             )
         )
     except (RequestError, RunError) as problem:
@@ -69,6 +69,11 @@ def _train(composed: DictConfig, folder: Path, overrides: list[str], trial: "Tri
     settings = request.resolved(composed)
     config.check(settings)
     return train(settings, folder, overrides, trial)
+
+
+def shown(folder: Path) -> Path:
+    """Return the folder as a person would type it here."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 if __name__ == "__main__":
