@@ -110,6 +110,7 @@ def both_trackers() -> dict[str, float]:
                     loss.backward()
                     optimizer.step()
                     optimizer.zero_grad()
+                    theirs.reset_mod_stats()
     peak = theirs.get_tracker_snapshot("peak")[device]["Total"]
     return {"MemTracker": peak, "ours": ours.recording.peak()}
 
