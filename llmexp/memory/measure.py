@@ -74,6 +74,7 @@ def _find(request: Request) -> bool:
 
 def trace(requests: Sequence[Request]) -> list[Result]:
     """Trace the requests in a process of their own, and keep the numbers. Raises Unmeasurable."""
+    log.info(f"memory  tracing {len(requests)} steps of this model, once for these settings ...")
     done = subprocess.run(
         [sys.executable, "-m", "llmexp.memory.trace"],
         input=json.dumps([asdict(request) for request in requests]),

@@ -13,7 +13,8 @@ import yaml
 from llmexp.memory import budget as budgets
 from llmexp.memory import setting
 from llmexp.memory.budget import Budget
-from llmexp.memory.search import Case, search
+from llmexp.memory.prediction import Prediction
+from llmexp.memory.search import Case, least, promising, search
 
 FAMILY = ("gpt2-xl", "gpt2-large", "gpt2-medium", "gpt2", "distilgpt2", "gpt2-nano")
 SHORTEST = 128  # tokens per row
@@ -21,9 +22,10 @@ SHORTEST = 128  # tokens per row
 
 def commands(case: Case, budget: Budget, overrides: Sequence[str]) -> list[str]:
     """Return one command for each kind of change that makes the request fit."""
+    smallest = least(case)
     changes = (
         _checkpointing(case, budget),
-        _optimizers(case, budget),
+        _optimizers(case, budget, smallest),
         _lengths(case, budget),
         _models(case, budget),
         _cards(case),
@@ -43,9 +45,10 @@ def _checkpointing(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
         yield "train.micro_batch_size=auto", "what fits is derived"
 
 
-def _optimizers(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
+def _optimizers(case: Case, budget: Budget, smallest: Prediction) -> Iterator[tuple[str, str]]:
     part = _page("optimizer", "adafactor")
-    if part is None or part["_target_"] == case.settings["optimizer"]["_target_"]:
+    stateless = smallest.live - smallest.parts.get("optimizer states", 0)
+    if part is None or stateless > budget.bytes:
         return
     if search(replace(case, settings={**case.settings, "optimizer": part}), budget) is not None:
         yield "optimizer=adafactor", "other updates: almost no optimizer states"
@@ -55,7 +58,8 @@ def _lengths(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
     length = case.length // 2
     while length >= SHORTEST:
         data = {**case.settings["data"], "max_length": length}
-        if search(replace(case, settings={**case.settings, "data": data}), budget) is not None:
+        shorter = replace(case, settings={**case.settings, "data": data})
+        if promising(case, budget, tokens=length) and search(shorter, budget) is not None:
             yield f"data.max_length={length}", "shorter rows; longer examples are cut in pieces"
         length //= 2
 

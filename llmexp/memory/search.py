@@ -98,6 +98,15 @@ def least(case: Case) -> Prediction:
     return predict(case.requests(rows, checkpointing=checkpointing))
 
 
+def promising(case: Case, budget: Budget, *, tokens: int) -> bool:
+    """Tell whether so few tokens per micro-batch may fit, by the formula alone."""
+    requests = case.requests(1, checkpointing=rungs(case)[-1])
+    forms = formula.forms(requests)
+    layers = setting.layer_count(case.config) or 0
+    live = max(forms[r.setting.key(r.passes)].peak(layers, tokens) for r in requests)
+    return live * (1 + MARGIN) <= budget.bytes
+
+
 def _largest(case: Case, budget: Budget, *, checkpointing: bool) -> Fit | None:
     """Return the largest micro-batch that fits: the formula discards, a full replay decides."""
     for rows in _promising(case, budget, checkpointing=checkpointing):

@@ -16,6 +16,7 @@ from llmexp.memory.budget import GIB, REPORTED
 from llmexp.memory.nearest import FAMILY
 from llmexp.plan import composed
 
+OLD_CARDS = ("gpt2-nano", "distilgpt2", "gpt2")
 HEAD = ("model", "hw", "micro-batch x accumulation", "checkpointing", "predicted peak", "budget")
 
 
@@ -24,6 +25,8 @@ def main() -> None:
     measure.SHIPPED.unlink(missing_ok=True)
     for line in table():
         print(line, flush=True)
+    for model in OLD_CARDS:  # a GTX 16xx computes in fp32
+        row(model, "6gb", "precision=fp32")
     results = ",\n".join(
         f"{json.dumps(key)}: {json.dumps(result, sort_keys=True, separators=(',', ':'))}"
         for key, result in sorted(measure.seen.items())
@@ -41,9 +44,9 @@ def table() -> Iterator[str]:
             yield "| " + " | ".join(row(model, hw)) + " |"
 
 
-def row(model: str, hw: str) -> tuple[str, ...]:
+def row(model: str, hw: str, *overrides: str) -> tuple[str, ...]:
     """Return the plan of a model on a preset, or what to do instead."""
-    settings = composed([f"model={model}", f"hw={hw}"])
+    settings = composed([f"model={model}", f"hw={hw}", *overrides])
     try:
         plan = planner.plan(settings)
     except RequestError as refusal:

@@ -99,7 +99,7 @@ def both_trackers() -> dict[str, float]:
     with fake_gpu() as device, step.packing(False):
         theirs, ours = MemTracker(), Recorder(device)
         with ours:
-            step._materialize(model, device)
+            step.materialize(model, device)
             optimizer = torch.optim.AdamW(model.parameters(), fused=True)
             theirs.track_external(model, optimizer)
             with theirs:

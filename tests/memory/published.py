@@ -17,7 +17,7 @@ from torch import Tensor
 from llmexp.memory import allocator
 from llmexp.memory.trace.device import fake_gpu
 from llmexp.memory.trace.recorder import Recorder, Recording
-from llmexp.memory.trace.step import WORKSPACE, _materialize, packing
+from llmexp.memory.trace.step import WORKSPACE, materialize, packing
 
 
 def guide_row(layers: int, width: int, heads: int, *, rows: int) -> Recording:
@@ -30,7 +30,7 @@ def guide_row(layers: int, width: int, heads: int, *, rows: int) -> Recording:
     with fake_gpu("flash") as device, packing(False):
         recorder = Recorder(device)
         with recorder:
-            _materialize(model, device)
+            materialize(model, device)
             optimizer = torch.optim.AdamW(model.parameters())
             for _ in range(2):
                 ids = torch.zeros(rows, 512, dtype=torch.int64, device=device)
@@ -88,7 +88,7 @@ def docs_row(*, rows: int, passes: int, fp16: bool, checkpointing: bool, eight_b
     with fake_gpu("math") as device, old_softmax():
         recorder = Recorder(device)
         with recorder:
-            _materialize(model, device)
+            materialize(model, device)
             step = _eight_bit(model) if eight_bit else _adamw(model)
             for _ in range(2):
                 for _ in range(passes):

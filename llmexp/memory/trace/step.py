@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmexp import engine, model, optimizer, precision
+from llmexp import model
 from llmexp.memory.setting import Setting
 from llmexp.memory.trace import autocast
 from llmexp.memory.trace.device import fake_gpu
 from llmexp.memory.trace.recorder import Recorder, Recording
+from llmexp.memory.trace.stand_in import Batches, build_optimizer, fit
 
 # cuBLAS takes one per thread that multiplies (forward, backward), inside the allocator, under
 # CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, which llmexp/memory/budget.py sets
@@ -36,13 +33,18 @@ def trace(setting: Setting, *, rows: int, passes: int = 2) -> Recording:
     with fake_gpu(setting.kernel) as device, packing(setting.packed):
         recorder = Recorder(device)
         with recorder:
-            _materialize(trained, device)
+            materialize(trained, device)
             recorder.name(trained.parameters(), "weights")
             recorder.name(trained.buffers(), "weights")
             for _ in range(2):
                 recorder.hold(WORKSPACE, "workspaces")
             _watch(trained, recorder)
-            _fit(trained, setting, _Batches(rows, setting, passes), recorder, device)
+            built = build_optimizer(trained, setting)
+            built.register_step_pre_hook(lambda *_: recorder.mark("optimizer"))
+            built.register_step_post_hook(
+                lambda *_: recorder.name(_tensors(built.state), "optimizer states")
+            )
+            fit(trained, Batches(rows, setting, passes), built, device=device)
     return recorder.recording
 
 
@@ -51,7 +53,8 @@ def build_config(setting: Setting) -> Any:
     from transformers import AutoConfig
 
     values = copy.deepcopy(dict(setting.config))
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id"))  # the tokenizer's, and no memory
+    config = AutoConfig.for_model(values.pop("model_type"), **ids, **values)
     if setting.layers is not None:
         config.num_hidden_layers = setting.layers
         if getattr(config, "layer_types", None):
@@ -71,7 +74,7 @@ def bare_model(config: Any) -> Any:
     return built
 
 
-def _materialize(module: nn.Module, device: torch.device) -> None:
+def materialize(module: nn.Module, device: torch.device) -> None:
     """Put the parameters and buffers on `device`; what is tied stays tied."""
     moved: dict[int, Tensor] = {}
     for part in module.modules():
@@ -104,52 +107,6 @@ def packing(packed: bool) -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = original
-
-
-def _fit(
-    trained: Any,
-    setting: Setting,
-    batches: _Batches,
-    recorder: Recorder,
-    device: torch.device,
-) -> None:
-    """Run `engine.fit`."""
-    if setting.checkpointing:
-        trained.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
-    trained.llmexp_reaches_head = setting.chunked
-    built = optimizer.build(trained, _factory(setting.optimizer))
-    built.register_step_pre_hook(lambda *_: recorder.mark("optimizer"))
-    built.register_step_post_hook(
-        lambda *_: recorder.name(_tensors(built.state), "optimizer states")
-    )
-    engine.fit(
-        model=trained,
-        batches=batches,
-        validation=batches,
-        optimizer=built,
-        schedule=lambda step, steps: 1.0,
-        precision=precision.Precision(name=setting.precision, tf32=False).choose(device),
-        plan=engine.Plan(
-            steps=2,
-            steps_per_epoch=2,
-            micro_batch_size=batches.rows,
-            max_grad_norm=1.0,
-            validate_every=1.0,
-            patience=math.inf,
-            log_every=1,
-            seed=0,
-        ),
-        run=cast(engine.Run, _Silent()),
-        state=engine.State(),
-    )
-
-
-def _factory(spec: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
-    module, _, name = str(spec["_target_"]).rpartition(".")
-    arguments = {key: value for key, value in spec.items() if not key.startswith("_")}
-    return partial(getattr(importlib.import_module(module), name), **arguments)
 
 
 def _tensors(state: Mapping[Any, Mapping[str, Any]]) -> list[Tensor]:
@@ -208,55 +165,3 @@ def block_list(trained: Any) -> nn.ModuleList:
     count = trained.config.num_hidden_layers
     lists = (m for m in trained.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
     return next(lists)
-
-
-@dataclass
-class _Rows:
-    """One micro-batch: int64 [rows, length], as llmexp.data makes them."""
-
-    input_ids: Tensor
-    targets: Tensor
-    segments: Tensor
-    position_ids: Tensor | None
-
-    @classmethod
-    def of(cls, rows: int, length: int, *, packed: bool) -> _Rows:
-        ids = [torch.zeros(rows, length, dtype=torch.int64) for _ in range(3 + packed)]
-        return cls(ids[0], ids[1], ids[2], ids[3] if packed else None)
-
-    def to(self, device: torch.device) -> _Rows:
-        positions = None if self.position_ids is None else self.position_ids.to(device)
-        return _Rows(
-            self.input_ids.to(device), self.targets.to(device), self.segments.to(device), positions
-        )
-
-
-@dataclass
-class _Batches:
-    """`passes` micro-batches in every step."""
-
-    rows: int
-    setting: Setting
-    passes: int
-    steps_per_epoch: int = 1
-    indices: tuple[int, ...] = ()
-    label_tokens: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.label_tokens = self.rows * self.setting.length * self.passes
-
-    def __getitem__(self, step: int) -> _Batches:
-        return self
-
-    def micro_batches(self, micro_batch_size: int, /) -> Iterator[_Rows]:
-        for index in range(self.passes):
-            last = index == self.passes - 1
-            length = self.setting.length if last else self.setting.length * 13 // 16
-            yield _Rows.of(micro_batch_size, length, packed=self.setting.packed)
-
-
-class _Silent:
-    """A run nobody hears of: the engine may tell it anything."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
