@@ -219,11 +219,11 @@ def run_folder(resume: Path) -> Path:
     """
     folder = resume.parent.parent if resume.parent.name == "checkpoints" else resume
     if not (folder / ".hydra" / "overrides.yaml").is_file():
-        what = (
-            "is no run folder: it holds no .hydra/overrides.yaml"
-            if folder.exists()
-            else "does not exist"
-        )
+        what = "is no run folder: it holds no .hydra/overrides.yaml"
+        if not folder.exists():
+            what = "does not exist"
+        elif (folder / ".lock").exists():
+            what = "was stopped before it began: start it with the command it was started with"
         raise RequestError(f"resume={resume}: {folder} {what}")
     return folder
 

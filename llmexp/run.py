@@ -26,6 +26,7 @@ from llmexp.memory import oom
 from llmexp.precision import Precision
 from llmexp.signals import Stop
 
+FINISHED = ".finished"  # in a run folder: nothing is left to do
 FAILED_SAVES = 3  # in a row, before a run stops
 
 
@@ -261,10 +262,16 @@ class Run:
         self.stop.save_requested = False
 
     def finish(self, model: nn.Module, state: State) -> None:
-        """Write the last model and the report, and say where everything is."""
-        if state.stopped != "signal":
-            self._save_model(model, "final")
-        report.write(self.folder, self.notes)
+        """Write the last model and the report, and say where everything is.
+
+        Raises RunError where the disk does not take the model.
+        """
+        if state.stopped != "signal" and self._save_model(model, "final") is None:
+            raise RunError(f"the run is done but for its last model: resume={self.folder}")
+        try:
+            report.write(self.folder, self.notes)
+        except OSError as error:
+            self.console.warning(f"no report this time ({error})")
         for name in ("loss.png", "report.md"):
             if (self.folder / name).is_file():
                 self.logger.media(name, self.folder / name)
@@ -276,6 +283,8 @@ class Run:
             best_step=state.best_step,
             prompt=next(iter(self.settings["samples"]["prompts"]), "Machine learning is"),
         )
+        if state.stopped != "signal":
+            durable.write_json(self.folder / FINISHED, {"step": state.step})
 
     def summary(self, state: State) -> dict[str, Any]:
         """Return what a table of runs shows of this one."""

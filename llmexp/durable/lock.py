@@ -63,6 +63,8 @@ class Lock:
         """Free the folder; the file stays, or two processes could lock two files of one name."""
         if self._descriptor in _held:
             _held.remove(self._descriptor)
+            with contextlib.suppress(OSError):  # nobody holds it: name nobody
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
 
     def __enter__(self) -> "Lock":
