@@ -1,5 +1,6 @@
 """Where a study lives: a journal file, SQLite, PostgreSQL, MySQL, or Optuna's gRPC proxy."""
 
+import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from llmexp.sweep.locks import Lock
 
 ENV_STORAGE = "LLMEXP_STORAGE"  # a URL with a password travels here, never through a file
 DATABASES = ("sqlite", "postgresql", "mysql")
+DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb")}
 
 
 def locate(storage: str | None, folder: Path, *, literal: bool) -> str:
@@ -63,15 +65,22 @@ def connect(address: str) -> BaseStorage:
             proxy = GrpcStorageProxy(host=url.hostname or "localhost", port=url.port or 13000)
             proxy.wait_server_ready(timeout=30)
             return proxy
-        return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+        return RDBStorage(_with_driver(address), engine_kwargs={"pool_pre_ping": True})
     except ImportError as error:
         raise RequestError(
             f"{public(address)} needs a driver that is not installed ({error}): "
-            "pip install psycopg2-binary (postgresql://), pymysql (mysql+pymysql://), "
+            "pip install 'psycopg[binary]' (postgresql://), pymysql (mysql://), "
             "grpcio protobuf (grpc://)"
         ) from error
     except Exception as error:
         raise RunError(f"The storage {public(address)} cannot be opened: {error}") from error
+
+
+def _with_driver(address: str) -> str:
+    """Name the driver that is installed, where an address names none: SQLAlchemy's choice changes."""
+    scheme, _, rest = address.partition("://")
+    found = [name for name in DRIVERS.get(scheme, ()) if importlib.util.find_spec(name)]
+    return f"{scheme}+{found[0]}://{rest}" if found else address
 
 
 class WriterLock:

@@ -25,6 +25,7 @@ class Toy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
+        self.address: str | None = None  # of the storage, if it is not the journal
 
     def start(self, *arguments: str, sweeper: str = "optuna", **environment: str) -> Any:
         """Start a sweep, in a session of its own."""
@@ -60,8 +61,8 @@ class Toy:
 
         from llmexp.sweep.storage import connect
 
-        journal = self.folder / "multirun" / "toy" / "study.journal"
-        return optuna.load_study(study_name=name, storage=connect(str(journal)))
+        journal = str(self.folder / "multirun" / "toy" / "study.journal")
+        return optuna.load_study(study_name=name, storage=connect(self.address or journal))
 
     def states(self) -> list[str]:
         """Return how the trials ended, by number."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from conftest import Toy
 
 SIX = ("hydra.sweeper.n_trials=6", "pause=0.05")
+THREE = ("hydra.sweeper.n_trials=3", "pause=0.05")
 LONG = ("hydra.sweeper.n_trials=2", "pause=0.3")
 
 
@@ -41,17 +42,18 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 def test_kill_the_sweeper_and_its_job(toy: "Toy") -> None:
-    sweep = toy.start(*SIX)
+    sweep = toy.start(*THREE)
     toy.until(lambda: len(toy.job_pids()) == 2)
     time.sleep(0.15)
     sweep.kill()
     kill(toy.job_pids()[-1])
     sweep.wait()
-    said = toy.run(*SIX)
+    said = toy.run(*THREE)
     assert "trial 1 (start 2)" in said
-    assert_whole(toy, 6)
+    assert_whole(toy, 3)
 
 
+@pytest.mark.slow
 def test_kill_the_sweeper_alone_and_its_job_is_waited_for(toy: "Toy") -> None:
     sweep = toy.start(*LONG)
     toy.until(lambda: bool(toy.job_pids()))
@@ -63,6 +65,7 @@ def test_kill_the_sweeper_alone_and_its_job_is_waited_for(toy: "Toy") -> None:
     assert_whole(toy, 2)
 
 
+@pytest.mark.slow
 def test_kill_a_job_and_the_sweep_continues_it(toy: "Toy") -> None:
     sweep = toy.start(*LONG)
     toy.until(lambda: sum(toy.evaluated().values()) >= 2)
@@ -72,7 +75,10 @@ def test_kill_a_job_and_the_sweep_continues_it(toy: "Toy") -> None:
     assert len(toy.job_pids()) == 3
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_stop_the_sweep_and_its_jobs_end_within_seconds(
     toy: "Toy", number: signal.Signals, code: int
 ) -> None:
@@ -107,6 +113,7 @@ def test_a_grid_is_stopped_like_a_search(toy: "Toy") -> None:
     assert len(toy.job_pids()) == 1
 
 
+@pytest.mark.slow
 def test_two_workers_share_one_search(toy: "Toy") -> None:
     workers = [toy.start(*SIX) for _ in range(2)]
     assert [worker.wait(120) for worker in workers] == [0, 0]

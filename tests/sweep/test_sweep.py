@@ -156,6 +156,7 @@ def test_one_job_that_dies_does_not_hurt_the_others(toy: "Toy", manner: str, sta
     assert len(toy.job_pids()) == starts[manner]
 
 
+@pytest.mark.slow
 def test_a_torn_journal_is_mended_and_the_search_goes_on(toy: "Toy") -> None:
     toy.run("hydra.sweeper.n_trials=2", BASIC)
     journal = toy.folder / "multirun/toy/study.journal"
