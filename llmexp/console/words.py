@@ -8,14 +8,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def number(value: float) -> str:
-    """Write a loss, a rate or a perplexity with four significant digits."""
-    if not math.isfinite(value) or value == 0:
-        return str(value)
-    if abs(value) >= 1000:
-        return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.1e}"
-    if abs(value) < 0.001:
-        return f"{value:.3g}"
-    return f"{value:#.4g}"
+    """Write a loss, a rate or a perplexity with three or four significant digits."""
+    size = abs(value)
+    if 1e6 <= size < math.inf:
+        return f"{value:.1e}"
+    if size >= 999.95:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}" if size >= 0.001 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -31,7 +30,7 @@ def duration(seconds: float) -> str:
 
 def perplexity(loss: float) -> float:
     """Return exp(loss), infinite where a float cannot hold it."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def printable(text: str, encoding: str | None) -> str:

@@ -2,9 +2,7 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 HIDDEN = "***"
 # whole words of a key, so that max_new_tokens, tokenizer and pad_token_id stay readable
@@ -44,17 +42,6 @@ def redact_argv(argv: list[str]) -> list[str]:
         elif i and shown[i - 1].startswith("--") and is_secret_name(shown[i - 1]):
             shown[i] = HIDDEN
     return [str(redact(text)) for text in shown]
-
-
-@contextmanager
-def redacted_argv() -> Iterator[None]:
-    """Show whoever looks at sys.argv no secrets for the length of a block."""
-    real = sys.argv
-    sys.argv = redact_argv(real)
-    try:
-        yield
-    finally:
-        sys.argv = real
 
 
 def _copy(value: object, secrets: list[str]) -> object:

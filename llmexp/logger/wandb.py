@@ -7,17 +7,16 @@ import contextlib
 import importlib
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from llmexp.errors import RequestError
 from llmexp.logger import Logger, RunInfo, pages
 from llmexp.logger.fragments import supersede, sync_command, was_refused
 from llmexp.logger.history import STEP, numbers, rows_by_step
-from llmexp.logger.redact import redact, redacted_argv
+from llmexp.logger.program import shielded
+from llmexp.logger.redact import redact
 from llmexp.logger.worker import Call, Worker, reason
 
 log = logging.getLogger("llmexp")
@@ -54,7 +53,7 @@ class Wandb(Logger):
             )
         super().__init__(project=project, entity=entity, mode=mode, group=group, tags=tags)
         self._worker: Worker | None = None
-        self._wandb: ModuleType = sys
+        self._wandb: Any = None
         self._run: Any = None
         self._last_step = 0
 
@@ -114,10 +113,13 @@ class Wandb(Logger):
 
     def _open(self, info: RunInfo) -> None:
         supersede(info.dir / "wandb")
-        # the singleton must know too: it prints, and it asks for a key, before a run exists
-        self._wandb.setup(self._settings())
-        if why_not := self._open_online(info):
-            self._run = self._init(info, "offline")
+        with shielded():
+            # the singleton must know too: it prints, and it asks for a key, before a run exists
+            self._wandb.setup(self._settings())
+            why_not = self._open_online(info)
+            if why_not:
+                self._run = self._init(info, "offline")
+        if why_not:
             log.info(f"W&B: offline ({why_not}); to upload later: {sync_command(self._fragment())}")
         self._define_metrics()
 
@@ -144,25 +146,24 @@ class Wandb(Logger):
         return why_not
 
     def _init(self, info: RunInfo, mode: str) -> Any:
-        tags = dict.fromkeys(tag[:64] for tag in (*info.tags, *self.tags) if tag)
+        tags = dict.fromkeys(str(redact(tag))[:64] for tag in (*info.tags, *self.tags) if tag)
         # an offline fragment is whole: once synced, it replaces what the server has of the run
         is_resumed = mode == "online" and info.resumed_from_step is not None
-        with redacted_argv():
-            return self._wandb.init(
-                project=self.project,
-                entity=self.entity,
-                id=info.id,
-                name=str(redact(info.name))[:128],
-                group=str(redact(self.group or info.group or ""))[:128] or None,
-                job_type=info.job_type,
-                tags=list(tags),
-                dir=str(info.dir),
-                config=redact(info.config),
-                mode=mode,
-                resume="allow" if is_resumed else None,
-                reinit="create_new",
-                settings=self._settings(),
-            )
+        return self._wandb.init(
+            project=self.project,
+            entity=self.entity,
+            id=info.id,
+            name=str(redact(info.name))[:128],
+            group=str(redact(self.group or info.group or ""))[:128] or None,
+            job_type=info.job_type,
+            tags=list(tags),
+            dir=str(info.dir),
+            config=redact(info.config),
+            mode=mode,
+            resume="allow" if is_resumed else None,
+            reinit="create_new",
+            settings=self._settings(),
+        )
 
     def _settings(self) -> Any:
         settings = self._wandb.Settings(

@@ -116,13 +116,14 @@ def test_a_run_that_begins_again_leaves_one_fragment(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_process_are_two_runs(tmp_path: Path) -> None:
-    first = Wandb()
-    train(first, run_info(tmp_path / "0", id="first000", config={"x": 1}), range(1, 4))
+    exits = sys.exit, sys.excepthook
+    train(Wandb(), run_info(tmp_path / "0", id="first000", config={"x": 1}), range(1, 4))
     train(Wandb(), run_info(tmp_path / "1", id="second00", config={"x": 2}), range(1, 3))
     shown = [inspect(tmp_path / name, "--summary")[0] for name in ("0", "1")]
     assert [run["run_id"] for run in shown] == ["first000", "second00"]
     assert [run["config"] for run in shown] == [{"x": 1}, {"x": 2}]
     assert [run["step"] for run in shown] == [3, 2]
+    assert (sys.exit, sys.excepthook) == exits  # else a crash prints its traceback once per run
 
 
 def test_sync_uploads_the_steps_and_samples_of_a_resumed_run(

@@ -3,6 +3,7 @@
 No case may raise, ask, lose a step of the run's own files, or keep the run waiting.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -44,17 +45,32 @@ def test_an_online_run_arrives_whole(tmp_path: Path, server: WandbServer, said: 
     assert said() == [f"W&B: online, {server.url}/local/llmexp/runs/run00001"]
 
 
+def test_a_key_that_wandb_login_has_stored_is_found(
+    tmp_path: Path, server: WandbServer, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = server.environment()["WANDB_API_KEY"]
+    monkeypatch.delenv("WANDB_API_KEY")
+    host = server.url.removeprefix("http://")
+    netrc = tmp_path / "home" / ".netrc"
+    netrc.write_text(f"machine {host}\n  login user\n  password {key}\n")
+    netrc.chmod(0o600)
+    train(Wandb(), run_info(tmp_path / "run"), range(1, 3))
+    assert said()[0].startswith("W&B: online")
+
+
 def test_a_run_resumed_online_has_no_step_twice_and_none_missing(
     tmp_path: Path, server: WandbServer
 ) -> None:
     """The run died at step 12 with its last checkpoint at 9; W&B had received steps 1 to 6."""
     folder = tmp_path / "run"
     train(Wandb(), run_info(folder), range(1, 7))
+    begun = server.runs["run00001"]
     for step in range(7, 13):
         train_step(llmexp.logger.Logger(), folder, step)
     cut(folder, 9)
     train(Wandb(), run_info(folder, resumed_from_step=9), range(10, 16))
     run = server.runs["run00001"]
+    assert run is begun  # continued, not replaced
     assert run.column("_step") == list(range(1, 16))
     assert run.column("train/loss") == [4 - step / 100 for step in range(1, 16)]
     assert len(run.column("samples")) == 3
@@ -101,7 +117,14 @@ def test_a_server_that_makes_no_sense_at_the_start_means_offline(
     assert inspect(tmp_path / "run", "--summary")[0]["step"] == 5
 
 
-@pytest.mark.parametrize("fault", ["silence", "refused", 500])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "refused",
+        pytest.param("silence", marks=pytest.mark.slow),
+        pytest.param(500, marks=pytest.mark.slow),
+    ],
+)
 def test_a_server_that_is_dead_at_the_start_means_offline(
     tmp_path: Path, server: WandbServer, said: Said, fault: str | int
 ) -> None:
@@ -159,20 +182,21 @@ def test_a_server_that_turns_mad_in_the_middle_is_told_of_and_training_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["KILL", "STOP"])
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_of_wandb_that_dies_or_hangs_ends_with_the_run(
-    tmp_path: Path, fault: str
+    tmp_path: Path, fault: signal.Signals
 ) -> None:
     """wandb itself would wait for it at exit, for ever."""
     program = (
-        "import sys, time, subprocess; sys.path.insert(0, sys.argv[1])\n"
+        "import os, sys, time, subprocess; sys.path.insert(0, sys.argv[1])\n"
         "from toy_run import *\n"
         "import llmexp.logger.wandb as module\n"
         "module.FINISH_SECONDS = module.INIT_SECONDS = 2\n"
         "logger, info = module.Wandb(), run_info(Path('run'))\n"
         "logger.start(info)\n"
         "while not list(Path('run').glob('wandb/*/*.wandb')): time.sleep(0.1)\n"
-        f"subprocess.run(['pkill', '-{fault}', '-P', str(__import__('os').getpid()), 'wandb-core'])\n"
+        "core = subprocess.check_output(['pgrep', '-P', str(os.getpid()), 'wandb-core'])\n"
+        f"os.kill(int(core), {int(fault)})\n"
         "[train_step(logger, info.dir, step) for step in range(1, 6)]\n"
         "logger.finish('finished', {})\n"
     )

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -16,11 +17,14 @@ def _fail() -> None:
 def test_calls_run_in_order_on_another_thread() -> None:
     seen: list[int] = []
     threads: set[int] = set()
+
+    def note_thread() -> None:
+        threads.add(threading.get_ident())
+
     worker = Worker("W", vital=())
     for number in range(100):
-        worker.submit(
-            "metrics", lambda n=number: (seen.append(n), threads.add(threading.get_ident()))
-        )
+        worker.submit("metrics", partial(seen.append, number))
+    worker.submit("metrics", note_thread)
     worker.close(lambda: seen.append(100))
     assert worker.join(10)
     assert seen == list(range(101))
@@ -49,7 +53,12 @@ def test_when_a_vital_feature_fails_only_the_finish_still_runs(
     worker = Worker("W", vital=("metrics",))
     worker.submit("metrics", _fail)
     worker.submit("samples", lambda: seen.append("samples"))
-    worker.close(lambda: (seen.append("finish"), _fail()))
+
+    def last() -> None:
+        seen.append("finish")
+        _fail()
+
+    worker.close(last)
     assert worker.join(10)
     assert seen == ["finish"]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -1,8 +1,8 @@
-"""A stand-in W&B server on loopback: what a run needs of one, and the ways in which one can fail.
+"""A stand-in W&B server on loopback: what a run needs of one, and how one can fail.
 
-`with WandbServer() as server:` then point wandb at it with `server.environment()`. What was received is in
-`server.runs` (by run id) and, as raw bytes, in `server.received`. `server.fault` makes it ill:
-an HTTP status (500: broken, 409: conflict), bytes (answered to every request), or "silence" (never answers).
+`with WandbServer() as server:`, then point wandb at it with `server.environment()`. What came is in
+`server.runs` (by run id) and, as raw bytes, in `server.received`. `server.fault` makes it ill: an
+HTTP status, bytes (the answer to every request), or "silence" (it never answers).
 """
 
 import gzip
