@@ -149,6 +149,19 @@ def refuse(mistakes: list[str]) -> None:
         raise RequestError(f"{len(mistakes)} mistakes in this request:\n{lines}")
 
 
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Make every call and return the results. Raises RequestError with the mistakes of all of
+    them."""
+    results, mistakes = [], []
+    for make in calls:
+        try:
+            results.append(make())
+        except RequestError as problem:
+            mistakes.append(str(problem))
+    refuse(mistakes)
+    return results
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Return ': did you mean X?' for the known name most like `name`, or nothing."""
     known = list(known)

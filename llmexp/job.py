@@ -35,7 +35,13 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
 
     Raises RequestError for what cannot be done, RunError for what went wrong on the way.
     """
-    with durable.Lock(folder), Console() as console, terminable(), told_if_full(folder):
+    with (
+        durable.Lock(folder),
+        removed_if_refused(folder),
+        Console() as console,
+        terminable(),
+        told_if_full(folder),
+    ):
         durable.remove_leftovers(folder)
         start = resume.where_to_start(settings["resume"], folder)
         saved = checkpoint.peek(start).state if start else {}
@@ -74,6 +80,18 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
     if stop.requested:
         sys.exit(stop.requested)
     return math.nan if state.best is None else state.best
+
+
+@contextmanager
+def removed_if_refused(folder: Path) -> Iterator[None]:
+    """Take a new run folder away again if the request turns out to be wrong before anything is in
+    it."""
+    try:
+        yield
+    except RequestError:
+        if {path.name for path in folder.iterdir()} <= {".lock"}:
+            durable.discard(folder)
+        raise
 
 
 def fit(parts: "Parts", plan: engine.Plan, run: Run, state: engine.State) -> None:
@@ -134,10 +152,12 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
     """Build every part. Cheap checks come first, so that a wrong request is refused within
     seconds."""
     quiet()
-    source = config.call(settings["data"])
     blueprint = config.call(settings["model"])
-    device = pick_device(settings["hw"]["device"])
-    architecture = blueprint.config()
+    source, architecture, device = config.together(
+        lambda: config.call(settings["data"]),
+        blueprint.config,
+        lambda: pick_device(settings["hw"]["device"]),
+    )
     precision: Precision = config.call(settings["precision"])
     precision.choose(device, width=getattr(architecture, "hidden_size", None))
     refuse_long_rows(settings, architecture)

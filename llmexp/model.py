@@ -37,7 +37,7 @@ NEEDED = """Bring the files once, by a machine that has a network:
        tokenizer_config.json vocab.json merges.txt --local-dir MY_FOLDER
 (config.json, model.safetensors and the tokenizer's files are what counts), then name the folder:
     model.weights=MY_FOLDER
-or train the same architecture from fresh weights:
+For a model of the GPT-2 family, or one whose config.json is at hand, fresh weights need no file:
     model.weights=null"""
 
 
