@@ -41,10 +41,12 @@ class Console:
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Show how far the run is and what is left; without new metrics the last ones stay."""
         now = (step, time.monotonic())
-        self._first = self._first or now
-        self._metrics |= metrics
-        parts = [*_shown(self._metrics), *_time_left(self._first, now, total)]
-        self._display.progress(step, total, "  ".join(parts), has_news=bool(metrics))
+        if self._first is None and "train/loss" in metrics:
+            self._first = now  # what came before was set-up, and says nothing of the rest
+        known, self._metrics = self._metrics, self._metrics | dict(metrics)
+        has_news = self._metrics != known and "train/loss" in metrics
+        parts = [*_shown(self._metrics), *_time_left(self._first or now, now, total)]
+        self._display.progress(step, total, "  ".join(parts), has_news=has_news)
 
     def validation(
         self,

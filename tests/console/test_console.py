@@ -22,6 +22,7 @@ with Console() as console:
     console.plan(["gpt2-nano, 1,012,480 parameters", "16 = 4 x 4"])
     console.report(["1,000 lines"])
     log.info("told by the logger")
+    console.step(0, 200, {"eval/loss": 5.0})
     for step in range(1, 201):
         news = step % 10 == 0 or step == 1
         metrics = {"train/loss": 4 - step / 100, "train/learning_rate": 5e-5,
