@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from llmexp.data.examples import Examples, within
 from llmexp.data.mixing import Order
-from llmexp.data.packing import best_fit, one_per_row
+from llmexp.data.packing import best_fit, narrowed, one_per_row
 from llmexp.errors import RequestError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Batch:
                 f"an example has {self._lengths.max():,} inputs, a row holds {max_length:,}: "
                 "give Batches the max_length the data was tokenised with"
             )
+        self._pack, self._max_length = pack, max_length
         self._rows = best_fit(self._lengths, max_length) if pack else one_per_row(self._lengths)
         self.label_tokens = int((self._targets != IGNORE).sum())
 
@@ -83,13 +84,16 @@ class Batch:
 
     @property
     def row_count(self) -> int:
-        """The number of rows of at most max_length tokens; the longest comes first."""
+        """The fewest rows of at most max_length tokens that were found to hold the examples."""
         return len(self._rows)
 
     def micro_batches(self, micro_batch_size: int) -> Iterator[MicroBatch]:
-        """Cut the rows into groups of `micro_batch_size`; the last may be smaller."""
-        for first in range(0, len(self._rows), micro_batch_size):
-            yield self._micro_batch(self._rows[first : first + micro_batch_size])
+        """Yield row_count / micro_batch_size groups, rounded up, of at most so many rows."""
+        rows, size = self._rows, micro_batch_size
+        if self._pack:
+            rows = narrowed(self._lengths, rows, capacity=self._max_length, group=size)
+        for first in range(0, len(rows), size):
+            yield self._micro_batch(rows[first : first + size])
 
     def _micro_batch(self, rows: list[list[int]]) -> MicroBatch:
         import torch

@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
+PADDING = 0.02  # that shorter rows may add
+GROWTH = 1.2  # of the width, from one try to the next
+
 # relative to the largest logit: what rounding may do, far below what a real fault does
 LEAK = 1e-4  # same shapes, same numbers: this is zero but for the order of sums
 SHIFT = 2e-2  # other shapes, and perhaps TF32 or bf16
@@ -34,6 +37,29 @@ def best_fit(lengths: Ints, capacity: int) -> list[list[int]]:
     for left, row in spaces:
         used[row] = capacity - left
     return [rows[row] for row in sorted(range(len(rows)), key=lambda row: -used[row])]
+
+
+def narrowed(lengths: Ints, rows: list[list[int]], *, capacity: int, group: int) -> list[list[int]]:
+    """Use all rows of as many groups, each as short as can be: attention costs a row's square.
+
+    rows: as best_fit made them for `capacity`. Returns them, or more and shorter ones that make no
+    more groups of `group` rows and hardly more padding.
+    """
+    most = -(-len(rows) // group) * group
+    area = _area(lengths, rows, group)
+    width = max(int(lengths.max()), -(-int(lengths.sum()) // most))
+    while width < capacity:
+        found = best_fit(lengths, width)
+        if len(found) <= most and _area(lengths, found, group) <= area * (1 + PADDING):
+            return found
+        width = int(width * GROWTH) + 1
+    return rows
+
+
+def _area(lengths: Ints, rows: list[list[int]], group: int) -> int:
+    """Count the positions that groups of rows take, each as wide as its longest row."""
+    widths = [int(lengths[row].sum()) for row in rows]
+    return sum(len(widths[i : i + group]) * widths[i] for i in range(0, len(widths), group))
 
 
 def one_per_row(lengths: Ints) -> list[list[int]]:

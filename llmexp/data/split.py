@@ -13,7 +13,7 @@ import numpy.typing as npt
 from llmexp.data.mixing import Words, key, mix
 
 BLOCK = 1 << 20  # hashes read at once
-PART = 1 << 21  # hashes compared at once
+PART = 1 << 20  # hashes compared at once
 
 Flags = npt.NDArray[np.bool_]
 

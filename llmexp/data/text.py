@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from llmexp.data.files import opened
 from llmexp.errors import RequestError
 
-PIECE = 1 << 20  # bytes or characters handed on at once
+PIECE = 1 << 18  # bytes or characters handed on at once
 TOLD = 256  # lines between two looks at the position in the file
 HUGE = 10_000_000  # bytes of a line that is worth a warning
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # all of C0 but tab, LF and CR, and DEL
@@ -44,7 +44,7 @@ class Notes:
 
 
 class Line(NamedTuple):
-    """A line, or a piece of about a megabyte of a longer one."""
+    """A line, or a piece of a longer one."""
 
     number: int  # counted from 1
     text: str
@@ -52,7 +52,7 @@ class Line(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """An example's text, or a piece of about a megabyte of a longer one."""
+    """An example's text, or a piece of a longer one."""
 
     text: str
     ends: bool  # the example ends here

@@ -24,7 +24,7 @@ from llmexp.durable import Writer
 from llmexp.errors import RequestError
 
 BATCH_TEXTS = 256
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 18
 
 
 class Encoder:

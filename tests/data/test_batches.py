@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llmexp.data import Batches, Corpus, Examples, MicroBatch
 from llmexp.data.mixing import Order
-from llmexp.data.packing import best_fit, one_per_row
+from llmexp.data.packing import best_fit, narrowed, one_per_row
 
 Make = Callable[..., Corpus]
 
@@ -77,7 +77,8 @@ def test_a_batch_counts_what_it_holds(examples: Examples) -> None:
         assert batch.examples == len(batch.indices) == len(set(batch.indices)) > 0
         assert batch.tokens == sum(int((part.segments >= 0).sum()) for part in made)
         assert batch.label_tokens == sum(int((part.targets != -100).sum()) for part in made)
-        assert batch.row_count == sum(len(part.input_ids) for part in made)
+        assert len(made) == -(-batch.row_count // 4)
+        assert max(len(part.input_ids) for part in made) <= 4
         assert {part.input_ids.dtype for part in made} == {torch.int64}
         assert max(part.input_ids.shape[1] for part in made) <= 24
         assert set(batch.indices) == {
@@ -136,6 +137,21 @@ def test_rows_hold_what_fits_and_are_as_few_as_can_be() -> None:
         assert len(rows) <= max(1, 11 / 9 * np.ceil(lengths.sum() / 100) + 1)  # Johnson's bound
     assert best_fit(np.array([60, 40, 50, 50, 100]), 100) == [[4], [0, 1], [2, 3]]
     assert one_per_row(np.array([1, 3, 2])) == [[1], [2], [0]]
+
+
+def test_rows_are_as_short_as_the_passes_allow() -> None:
+    rng = np.random.default_rng(0)
+    for group in (1, 3, 8):
+        for _ in range(30):
+            lengths = rng.integers(1, 60, size=int(rng.integers(1, 100)))
+            rows = best_fit(lengths, 512)
+            shorter = narrowed(lengths, rows, capacity=512, group=group)
+            assert sorted(item for row in shorter for item in row) == list(range(len(lengths)))
+            assert -(-len(shorter) // group) == -(-len(rows) // group)
+            assert lengths[shorter[0]].sum() <= lengths[rows[0]].sum()
+    assert narrowed(np.full(16, 17), [list(range(16))], capacity=512, group=8) == [
+        [2 * row, 2 * row + 1] for row in range(8)
+    ]
 
 
 def test_packing_leaves_little_empty_on_lines(corpus: Make) -> None:

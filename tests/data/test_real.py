@@ -79,7 +79,7 @@ def test_a_model_learns_to_stop(
     path = str(tmp_path / "data.txt")
     made = corpus("text", path=path, validation_path=path, max_length=64)
     model = gpt2(vocab_size=300)
-    train(model, Batches(made.train, batch_size=32, max_length=64), steps=150, lr=1e-2)
+    train(model, Batches(made.train, batch_size=32, max_length=64), steps=80, lr=1e-2)
     prompt = torch.tensor([tokenizer.encode("the 7")])
     made_up = model.generate(
         prompt, max_new_tokens=40, do_sample=False, eos_token_id=0, pad_token_id=0
