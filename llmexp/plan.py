@@ -4,6 +4,7 @@ The arguments are those of llmexp.train. Nothing is loaded, downloaded or writte
 of newly traced steps, which are kept in ~/.cache/llmexp.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ def _plan() -> None:
         print(__doc__)
         return
     settings = composed(given)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     from llmexp.memory import planner
 

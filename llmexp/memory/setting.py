@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-# flash: Ampere and later, 16 bit, no mask; efficient: all others; math: neither
-Kernel = Literal["flash", "efficient", "math"]
+# flash: Ampere and later, 16 bit, no mask; efficient: all others
+Kernel = Literal["flash", "efficient"]
 
 # of an optimizer's arguments, those that cost no memory
 _FREE = ("lr", "betas", "eps", "beta2_decay", "d", "dampening", "maximize", "nesterov")
@@ -35,7 +35,6 @@ class Setting:
     optimizer: Mapping[str, Any]  # `_target_` and the arguments that cost memory
     packed: bool  # several examples per row, kept apart by a mask
     length: int  # tokens per row
-    chunked: bool = True  # the loss never holds the logits of all tokens (llmexp/loss.py)
     layers: int | None = None  # instead of the model's own number
 
     @property

@@ -16,6 +16,12 @@ from llmexp.memory.budget import GIB, REPORTED
 from llmexp.memory.nearest import FAMILY
 from llmexp.plan import composed
 
+GUIDE = (  # what a common guide says of 512 tokens with AMP
+    ("gpt2", "6gb", "train.batch_size=2"),
+    ("gpt2", "8gb", "train.batch_size=4"),
+    ("gpt2-medium", "12gb", "train.batch_size=8"),
+    ("gpt2-large", "24gb", "train.batch_size=16"),
+)
 OLD_CARDS = ("gpt2-nano", "distilgpt2", "gpt2")
 HEAD = ("model", "hw", "micro-batch x accumulation", "checkpointing", "predicted peak", "budget")
 
@@ -27,6 +33,8 @@ def main() -> None:
         print(line, flush=True)
     for model in OLD_CARDS:  # a GTX 16xx computes in fp32
         row(model, "6gb", "precision=fp32")
+    for wanted in GUIDE:
+        print(row(*wanted))
     results = ",\n".join(
         f"{json.dumps(key)}: {json.dumps(result, sort_keys=True, separators=(',', ':'))}"
         for key, result in sorted(measure.seen.items())

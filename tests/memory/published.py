@@ -85,7 +85,7 @@ def docs_row(*, rows: int, passes: int, fp16: bool, checkpointing: bool, eight_b
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
-    with fake_gpu("math") as device, old_softmax():
+    with fake_gpu("efficient") as device, old_softmax():
         recorder = Recorder(device)
         with recorder:
             materialize(model, device)

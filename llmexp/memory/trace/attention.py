@@ -23,7 +23,7 @@ _libraries: list[torch.library.Library] = []
 
 @contextlib.contextmanager
 def using(kernel: Kernel) -> Iterator[None]:
-    """Let attention run as `kernel`, or as the next one that can (sdp_utils.cpp, in this order)."""
+    """Let attention run as `kernel`, or as the next one that can: flash, efficient, math."""
     global _kernel
     before, _kernel = _kernel, kernel
     try:
@@ -51,11 +51,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Run attention as the chosen kernel does; all shapes [batch, heads, tokens, head width]."""
-    kernel = _choose(query, value, attn_mask)
-    if enable_gqa and kernel != "flash":
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-    if kernel == "flash":
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if _kernel == "flash" and half and attn_mask is None and value.shape[-1] <= 256:
         width = query.shape[-1]
         query, key, value = (_pad(t, 8) for t in (query, key, value))
         scale = scale if scale is not None else 1 / math.sqrt(width)
@@ -63,20 +60,15 @@ def scaled_dot_product_attention(
             query, key, value, dropout_p, is_causal, False, scale=scale
         )[0]
         return output[..., :width]  # type: ignore[no-any-return]
-    bias = None if attn_mask is None else _bias(attn_mask, query, aligned=kernel == "efficient")
-    if kernel == "efficient":
+    bias = None if attn_mask is None else _bias(attn_mask, query, aligned=not enable_gqa)
+    if not enable_gqa:
         needs_gradient = query.requires_grad or key.requires_grad or value.requires_grad
         return aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
             query, key, value, bias, needs_gradient, dropout_p, is_causal, scale=scale
         )[0]
+    repeats = query.shape[1] // key.shape[1]  # the efficient kernel cannot share heads
+    key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
     return _math(query, key, value, bias=bias, dropout_p=dropout_p, is_causal=is_causal)
-
-
-def _choose(query: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> Kernel:
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if _kernel == "flash" and half and mask is None and value.shape[-1] <= 256:
-        return "flash"
-    return "math" if _kernel == "math" else "efficient"
 
 
 def _pad(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -104,13 +96,16 @@ def _math(
     dropout_p: float,
     is_causal: bool,
 ) -> torch.Tensor:
+    """Attention without a kernel: 16-bit inputs are computed in float32."""
+    dtype = query.dtype
+    query, key, value = (t.float() for t in (query, key, value))
     scores = (query * 1.0) @ (key * 1.0).transpose(-2, -1)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
         bias = _bias(mask, query, aligned=False)
     if bias is not None:
         scores = scores + bias
-    return torch.dropout(torch.softmax(scores, -1), dropout_p, True) @ value
+    return (torch.dropout(torch.softmax(scores, -1), dropout_p, True) @ value).to(dtype)
 
 
 def kernel_temporaries(func: Any, args: tuple[Any, ...]) -> list[int]:

@@ -22,7 +22,6 @@ def build_optimizer(trained: Any, setting: Setting) -> torch.optim.Optimizer:
         trained.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
-    trained.llmexp_reaches_head = setting.chunked
     return optimizer.build(trained, _factory(setting.optimizer))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmexp import model
+from llmexp import loss, model
 from llmexp.memory.setting import Setting
 from llmexp.memory.trace import autocast
 from llmexp.memory.trace.device import fake_gpu
@@ -30,6 +30,7 @@ def trace(setting: Setting, *, rows: int, passes: int = 2) -> Recording:
     """
     config = build_config(setting)
     trained = bare_model(config)
+    trained.llmexp_reaches_head = reaches_head(config)
     with fake_gpu(setting.kernel) as device, packing(setting.packed):
         recorder = Recorder(device)
         with recorder:
@@ -56,10 +57,14 @@ def build_config(setting: Setting) -> Any:
     ids = dict.fromkeys(("bos_token_id", "eos_token_id"))  # the tokenizer's, and no memory
     config = AutoConfig.for_model(values.pop("model_type"), **ids, **values)
     if setting.layers is not None:
-        config.num_hidden_layers = setting.layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: setting.layers]
+        _cut(config, setting.layers)
     return config
+
+
+def _cut(config: Any, layers: int) -> None:
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
 
 
 def bare_model(config: Any) -> Any:
@@ -72,6 +77,19 @@ def bare_model(config: Any) -> Any:
         )
     model.fuse_gelu(built)
     return built
+
+
+def reaches_head(config: Any) -> bool:
+    """Tell whether the loss can go in chunks, by trying a small real model of the same family."""
+    from transformers import AutoModelForCausalLM
+
+    if config.model_type == "gpt2":
+        return True
+    small = copy.deepcopy(config)
+    small.vocab_size = 256
+    small.pad_token_id = None
+    _cut(small, min(2, config.num_hidden_layers))
+    return loss.probe_head(AutoModelForCausalLM.from_config(small, dtype=torch.float32)) is None
 
 
 def materialize(module: nn.Module, device: torch.device) -> None:

@@ -1,0 +1,158 @@
+"""Every preset's plan fits by replay, or is refused with plans that do; from numbers that ship."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmexp.errors import RequestError
+from llmexp.memory import budget as budgets
+from llmexp.memory import measure, planner, ship
+from llmexp.memory.budget import GIB, REPORTED
+from llmexp.memory.nearest import FAMILY
+from llmexp.plan import composed
+
+PAIRS = [(model, hw) for model in FAMILY for hw in REPORTED]
+
+
+@pytest.fixture(autouse=True)
+def only_what_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Let nothing come from this machine's cache, and refuse to trace."""
+    if not measure.shipped():
+        pytest.skip(f"the numbers that ship are of other versions than {measure.versions()}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measure, "trace", pytest.fail)
+    measure.seen.clear()
+    yield
+    measure.seen.clear()
+
+
+def settings(*overrides: str) -> Any:
+    return composed(list(overrides))
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        planner.plan(settings(*overrides), overrides=overrides)
+    return str(caught.value)
+
+
+def commands(refusal: str) -> list[list[str]]:
+    lines = [line.split("#")[0].split() for line in refusal.splitlines() if "python -m" in line]
+    return [words[3:] for words in lines]
+
+
+@pytest.mark.parametrize(("model", "hw"), PAIRS)
+def test_every_pair_fits_by_replay_or_is_refused_with_one_that_does(model: str, hw: str) -> None:
+    try:
+        plan = planner.plan(settings(f"model={model}", f"hw={hw}"))
+    except RequestError as refusal:
+        nearest = commands(str(refusal))
+        assert nearest
+        for overrides in nearest:
+            assert fits(planner.plan(settings(*overrides)))
+    else:
+        assert fits(plan)
+        assert (plan.accumulation - 1) * plan.micro_batch_size < 16
+        assert plan.accumulation * plan.micro_batch_size >= 16
+
+
+def fits(plan: planner.Plan) -> bool:
+    assert plan.prediction is not None and plan.budget is not None
+    prediction = plan.prediction
+    assert prediction.live <= prediction.allocated <= prediction.min_cap <= prediction.reserved
+    return prediction.reserved < prediction.total <= plan.budget.bytes
+
+
+@pytest.mark.parametrize(("model", "hw", "batch_size"), ship.GUIDE)
+def test_the_guides_four_rows_fit_with_their_batch(model: str, hw: str, batch_size: str) -> None:
+    plan = planner.plan(settings(f"model={model}", f"hw={hw}", batch_size))
+    assert fits(plan)
+    assert plan.micro_batch_size * plan.accumulation == int(batch_size.partition("=")[2])
+
+
+@pytest.mark.parametrize("model", FAMILY)
+def test_a_larger_card_never_gets_a_smaller_micro_batch_or_a_slower_rung(model: str) -> None:
+    found: list[tuple[bool, int]] = []
+    for hw in REPORTED:
+        try:
+            plan = planner.plan(settings(f"model={model}", f"hw={hw}"))
+        except RequestError:
+            assert not found, "what fits a card fits a larger one"
+            continue
+        found.append((not plan.activation_checkpointing, plan.micro_batch_size))
+    for small, large in zip(found, found[1:], strict=False):
+        assert large[0] >= small[0]
+        if large[0] == small[0]:
+            assert large[1] >= small[1]
+
+
+def test_nothing_that_changes_the_numbers_is_chosen() -> None:
+    wanted = settings("model=gpt2-large", "hw=16gb")
+    before = repr(wanted)
+    planner.plan(wanted)
+    assert repr(wanted) == before
+
+
+def test_the_table_adds_up() -> None:
+    plan = planner.plan(settings("model=gpt2-medium", "hw=12gb"))
+    assert plan.prediction is not None and plan.budget is not None
+    lines = plan.prediction.table(plan.budget)
+    names = [line.split("  ")[1].strip() for line in lines]
+    assert names[:3] == ["weights", "gradients", "optimizer states"]
+    assert names[-5:] == ["workspaces", "fragmentation", "margin (4%)", "total", "CUDA context"]
+    values = [float(line.split(" GiB")[0].split()[-1]) for line in lines]
+    assert sum(values[:-2]) == pytest.approx(values[-2], abs=0.03)
+
+
+def test_what_is_asked_for_and_does_not_fit_is_refused_not_changed() -> None:
+    refusal = refused("model=gpt2", "hw=6gb", "train.micro_batch_size=16",
+                      "train.activation_checkpointing=false")
+    assert "gpt2 does not fit 4.90 GiB" in refusal and "micro-batch 16 takes" in refusal
+    assert any("train.micro_batch_size=auto" in command for command in commands(refusal))
+    refusal = refused("model=gpt2-medium", "hw=8gb", "train.activation_checkpointing=false")
+    assert any("train.activation_checkpointing=auto" in c for c in commands(refusal))
+
+
+def test_a_display_takes_its_share() -> None:
+    plain = budgets.preset(settings("hw=8gb")["hw"])
+    shown = budgets.preset(settings("hw=8gb", "hw.display=true")["hw"])
+    assert plain is not None and shown is not None
+    assert plain.gib - shown.gib == pytest.approx(budgets.DISPLAY)
+
+
+@pytest.mark.parametrize("hw", REPORTED)
+def test_a_budget_leaves_room_for_context_others_and_safety(hw: str) -> None:
+    found = budgets.preset(settings(f"hw={hw}")["hw"])
+    assert found is not None
+    left = REPORTED[hw] - budgets.CONTEXT - budgets.OTHERS
+    assert 0.96 * left < found.gib <= budgets.SHARE * left + 0.02
+
+
+def test_planning_costs_milliseconds() -> None:
+    wanted = [settings(f"model={model}", f"hw={hw}") for model, hw in PAIRS]
+    for one in wanted:
+        quietly(one)
+    started = time.process_time()
+    for one in wanted:
+        quietly(one)
+    assert (time.process_time() - started) / len(wanted) < 0.05
+
+
+def quietly(wanted: Any) -> None:
+    with contextlib.suppress(RequestError):
+        planner.plan(wanted)
+
+
+def test_measured_and_predicted_are_compared() -> None:
+    plan = planner.plan(settings("model=gpt2", "hw=24gb"))
+    assert plan.prediction is not None
+    line, warn = plan.prediction.compare(int(plan.prediction.allocated * 1.02))
+    assert "predicted" in line and "-2.0%" in line and not warn
+    assert plan.prediction.compare(int(plan.prediction.allocated * 0.9))[1]
+    assert plan.predicted_gib == pytest.approx(plan.prediction.allocated / GIB)
