@@ -59,7 +59,8 @@ def padded(examples: Examples, numbers: np.ndarray, width: int | None) -> MicroB
     for row, ids in enumerate(found):
         input_ids[row, : len(ids) - 1] = torch.from_numpy(ids[:-1])
         targets[row, : len(ids) - 1] = torch.from_numpy(ids[1:])
-    return MicroBatch(input_ids, targets, None, torch.zeros_like(input_ids))
+    labels = (targets.flatten() != -100).nonzero().flatten()
+    return MicroBatch(input_ids, targets, None, torch.zeros_like(input_ids), labels)
 
 
 def to_max_length(examples: Examples, numbers: np.ndarray) -> Iterator[MicroBatch]:
@@ -102,9 +103,7 @@ def fresh_model() -> Any:
 
 def loss_sum(model: Any, rows: MicroBatch) -> torch.Tensor:
     """The loss in nats, summed over the label tokens."""
-    logits = model(
-        input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False
-    ).logits
+    logits = model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), reduction="sum")
 
 
@@ -214,7 +213,9 @@ def compare_tokenising(text: Path, copies: int, turns: int, folder: Path) -> Non
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             results.append(json.loads(told.splitlines()[-1]))
     print(f"\n### Reading and tokenising {megabytes:.0f} MB ({copies} copies of {text.name})\n")
-    print(f"In turns, {turns} each; `datasets.map` keeps the blank lines and appends no end-of-text,")
+    print(
+        f"In turns, {turns} each; `datasets.map` keeps the blank lines and appends no end-of-text,"
+    )
     print("llmexp also hashes, splits and writes a verified store.\n")
     print("| tool | MB/s | peak memory beyond the imports, MiB |\n|---|---|---|")
     for tool, results in found.items():
@@ -245,7 +246,9 @@ def main() -> None:
     import transformers
 
     print("# Packing and tokenising\n")
-    print(f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}, ", end="")
+    print(
+        f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}, ", end=""
+    )
     print(f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}, ", end="")
     print(f"datasets {datasets.__version__}; {platform.machine()} CPU, ", end="")
     print(f"{torch.get_num_threads()} thread(s) of torch. Command: `python benchmarks/packing.py`.")

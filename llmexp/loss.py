@@ -24,6 +24,8 @@ class Rows(Protocol):
     def targets(self) -> Tensor: ...  # the token to predict from each position, or IGNORE
     @property
     def position_ids(self) -> Tensor | None: ...  # None: one example per row
+    @property
+    def labels(self) -> Tensor: ...  # [N] where the targets are labels, in the flattened rows
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,11 @@ def hidden_states(model: Any, rows: Rows) -> Tensor:
 def token_losses(model: Any, rows: Rows) -> Tensor:
     """Return the loss of every label token, [N] float32, in row-major order: the evaluation's
     view."""
-    labels = rows.targets != IGNORE
-    targets = rows.targets[labels]
+    targets = chosen(rows.targets, rows)
     if not reaches_head(model):
-        logits = full_logits(model, rows)[labels]
+        logits = chosen(full_logits(model, rows), rows)
         return F.cross_entropy(logits.float(), targets, reduction="none")
-    hidden = hidden_states(model, rows)[labels]
+    hidden = chosen(hidden_states(model, rows), rows)
     head = head_of(model)
     pairs = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
     return torch.cat([F.cross_entropy(head.logits(h), t, reduction="none") for h, t in pairs])
@@ -83,11 +84,11 @@ def loss_sum(model: Any, rows: Rows) -> Tensor:
     Divide by the label tokens of the whole optimizer step, not of this forward pass: then the
     gradient does not depend on how the step was cut.
     """
-    labels = rows.targets != IGNORE
-    targets = rows.targets[labels]
+    targets = chosen(rows.targets, rows)
     if not reaches_head(model):
-        return F.cross_entropy(full_logits(model, rows)[labels].float(), targets, reduction="sum")
-    hidden = hidden_states(model, rows)[labels]
+        logits = chosen(full_logits(model, rows), rows)
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+    hidden = chosen(hidden_states(model, rows), rows)
     head = head_of(model)
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -97,6 +98,14 @@ def loss_sum(model: Any, rows: Rows) -> Tensor:
             hidden, head.weight, head.bias, targets, head.scale, head.softcap
         )
     return total
+
+
+def chosen(values: Tensor, rows: Rows) -> Tensor:
+    """Return what `values`, [B, T] or [B, T, D], holds at the labels: [N] or [N, D].
+
+    By index: a mask would make the host wait for the GPU to count it.
+    """
+    return values.flatten(0, 1).index_select(0, rows.labels)
 
 
 def full_logits(model: Any, rows: Rows) -> Tensor:
@@ -197,6 +206,11 @@ class Probe:
     input_ids: Tensor
     targets: Tensor
     position_ids: Tensor | None
+
+    @property
+    def labels(self) -> Tensor:
+        """Where the targets are labels."""
+        return (self.targets.flatten() != IGNORE).nonzero().flatten()
 
 
 @torch.no_grad()

@@ -36,6 +36,9 @@ class MicroBatch:
     targets: torch.Tensor  # the token to predict from each position, or -100: shifted already
     position_ids: torch.Tensor | None  # None: one example per row, plain causal attention is right
     segments: torch.Tensor  # the example's number in the dataset; -1: padding
+    labels: (
+        torch.Tensor
+    )  # [N] where targets are labels, in the flattened rows: known before the GPU
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return the same rows on a device; from pinned memory the copy does not wait."""
@@ -45,6 +48,7 @@ class MicroBatch:
             self.targets.to(device, non_blocking=True),
             None if positions is None else positions.to(device, non_blocking=True),
             self.segments.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
         )
 
 
@@ -116,11 +120,13 @@ class Batch:
             flat[goal] = values
             return torch.from_numpy(flat.reshape(len(rows), width))
 
+        targets = filled(self._targets[source], IGNORE)
         return MicroBatch(
             input_ids=filled(self._inputs[source], 0),
-            targets=filled(self._targets[source], IGNORE),
+            targets=targets,
             position_ids=filled(steps, 0) if len(items) > len(rows) else None,
             segments=filled(np.repeat(self._numbers[items], lengths), -1),
+            labels=(targets.flatten() != IGNORE).nonzero().flatten(),
         )
 
 

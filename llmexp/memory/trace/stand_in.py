@@ -72,16 +72,21 @@ class Rows:
     targets: Tensor
     segments: Tensor
     position_ids: Tensor | None
+    labels: Tensor  # [rows * length]: every position is one
 
     @classmethod
     def of(cls, rows: int, length: int, *, packed: bool) -> Rows:
         ids = [torch.zeros(rows, length, dtype=torch.int64) for _ in range(3 + packed)]
-        return cls(ids[0], ids[1], ids[2], ids[3] if packed else None)
+        return cls(ids[0], ids[1], ids[2], ids[3] if packed else None, torch.arange(rows * length))
 
     def to(self, device: torch.device) -> Rows:
         positions = None if self.position_ids is None else self.position_ids.to(device)
         return Rows(
-            self.input_ids.to(device), self.targets.to(device), self.segments.to(device), positions
+            self.input_ids.to(device),
+            self.targets.to(device),
+            self.segments.to(device),
+            positions,
+            self.labels.to(device),
         )
 
 
