@@ -136,6 +136,7 @@ def test_rows_hold_what_fits_and_are_as_few_as_can_be() -> None:
         assert sums == sorted(sums, reverse=True)
         assert len(rows) <= max(1, 11 / 9 * np.ceil(lengths.sum() / 100) + 1)  # Johnson's bound
     assert best_fit(np.array([60, 40, 50, 50, 100]), 100) == [[4], [0, 1], [2, 3]]
+    assert best_fit(np.array([7, 5, 3, 3]), 10) == [[0, 2], [1, 3]]  # the tightest row first
     assert one_per_row(np.array([1, 3, 2])) == [[1], [2], [0]]
 
 

@@ -61,9 +61,10 @@ def test_the_seed_chooses_another_split(sides: Any) -> None:
 
 
 def test_two_lines_make_two_sides(sides: Any) -> None:
-    for seed in range(20):
-        train, validation = sides(["one", "two"], seed=seed)
-        assert len(train) == len(validation) == 1
+    for val_size in (0.01, 0.99):
+        for seed in range(5):
+            train, validation = sides(["one", "two"], seed=seed, val_size=val_size)
+            assert len(train) == len(validation) == 1
 
 
 def test_one_text_many_times_is_refused(sides: Any) -> None:
