@@ -52,18 +52,6 @@ class Prediction:
             f"  {'CUDA context':<20}{CONTEXT:8.2f} GiB, outside the budget",
         ]
 
-    def compare(self, measured: int) -> tuple[str, bool]:
-        """Hold `measured` (torch.cuda.max_memory_allocated, bytes) against the prediction.
-
-        Returns the line for the report, and whether they differ by more than 5 %.
-        """
-        error = self.allocated / measured - 1
-        line = (
-            f"memory: predicted {self.allocated / GIB:.2f} GiB allocated at the peak, "
-            f"measured {measured / GIB:.2f} ({error:+.1%})"
-        )
-        return line, abs(error) > 0.05
-
 
 def predict(requests: Sequence[Request]) -> Prediction:
     """Return the largest prediction of the requests: one per number format that may come.

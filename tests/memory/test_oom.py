@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,8 +143,6 @@ def test_other_errors_are_not_swallowed() -> None:
 
 
 def test_nothing_of_the_failed_try_is_alive_when_the_next_one_starts() -> None:
-    import weakref
-
     alive: list[weakref.ref[torch.Tensor]] = []
     plan = Plan(4)
 
@@ -160,3 +165,23 @@ def test_the_seed_of_a_step_is_a_function_of_seed_and_step() -> None:
     assert len(seeds) == 1000
     assert all(0 <= s < 2**63 for s in seeds)
     assert oom.step_seed(42, 3) == oom.step_seed(42, 3)
+
+
+def test_all_ranks_retry_when_one_runs_out_of_memory() -> None:
+    script = Path(__file__).with_name("two_ranks.py")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    path = {"PYTHONPATH": str(script.parent.parent.parent)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env={**os.environ, **shared, **path, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert json.loads(printed[0].splitlines()[-1]) == [[8, 4, 2], [8, 4, 2]]

@@ -13,7 +13,7 @@ import pytest
 from llmexp.errors import RequestError
 from llmexp.memory import budget as budgets
 from llmexp.memory import measure, planner, ship
-from llmexp.memory.budget import GIB, REPORTED
+from llmexp.memory.budget import REPORTED
 from llmexp.memory.nearest import FAMILY
 from llmexp.plan import composed
 
@@ -147,12 +147,3 @@ def test_planning_costs_milliseconds() -> None:
 def quietly(wanted: Any) -> None:
     with contextlib.suppress(RequestError):
         planner.plan(wanted)
-
-
-def test_measured_and_predicted_are_compared() -> None:
-    plan = planner.plan(settings("model=gpt2", "hw=24gb"))
-    assert plan.prediction is not None
-    line, warn = plan.prediction.compare(int(plan.prediction.allocated * 1.02))
-    assert "predicted" in line and "-2.0%" in line and not warn
-    assert plan.prediction.compare(int(plan.prediction.allocated * 0.9))[1]
-    assert plan.predicted_gib == pytest.approx(plan.prediction.allocated / GIB)
