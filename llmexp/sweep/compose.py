@@ -7,10 +7,12 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from llmexp.errors import RequestError
+from llmexp.sweep.program import own_overrides
 from llmexp.sweep.space import Space
 
 # what trials that are compared may differ in: how a run fits, and what it leaves
@@ -53,6 +55,15 @@ class Composer:
     def settings(self, overrides: list[str]) -> dict[str, Any]:
         """Return every leaf of the config by its dotted key, interpolations left as written."""
         return leaves(self.compose(overrides))
+
+    def parts(self, parts: dict[str, str]) -> dict[str, Any]:
+        """Return the settings that stand when nothing is chosen but these options of groups."""
+        overrides = [
+            *(f"{group}={option}" for group, option in parts.items()),
+            *(line for line in own_overrides(self.config) if line.startswith("hydra.searchpath")),
+        ]
+        name = self.config.hydra.job.config_name
+        return leaves(self.loader.load_configuration(name, overrides, RunMode.RUN))
 
     def check_corners(self, space: Space) -> None:
         """Refuse, before anything is trained, what a job would refuse at a point of the space."""

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from llmexp.errors import RequestError
 
@@ -38,11 +38,16 @@ def program() -> list[str]:
 def job_command(config: DictConfig, prefix: list[str]) -> list[str]:
     """Return what starts a job: a prefix such as torchrun, this program, Hydra's own settings."""
     kept = [
-        override
-        for override in config.hydra.overrides.hydra
-        if not str(override).lstrip("+~").startswith(OF_THE_SWEEP)
+        line for line in own_overrides(config) if not line.lstrip("+~").startswith(OF_THE_SWEEP)
     ]
     return [*prefix, sys.executable, *program()[1:], *kept]
+
+
+def own_overrides(config: DictConfig) -> list[str]:
+    """Return what the command line said to Hydra itself, as it was typed."""
+    lines = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    assert isinstance(lines, list)
+    return [str(line) for line in lines]
 
 
 def refuse_torchrun() -> None:

@@ -86,7 +86,7 @@ class Report:
             for group, option in chosen.items()
             if option is not None and not group.startswith("hydra/") and group not in PATCHES
         }
-        plain = self.composer.settings([f"{group}={option}" for group, option in parts.items()])
+        plain = self.composer.parts(parts)
         tree: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in parts.items()]}
         for key, value in leaves(composed).items():
             if not is_free(key) and (key not in plain or plain[key] != value):

@@ -1,6 +1,9 @@
 """Nothing is lost and nothing is counted twice, whoever dies, and whenever."""
 
 import os
+import resource
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,3 +280,20 @@ def test_a_storage_that_is_gone_costs_no_training(tmp_path: Path) -> None:
         assert trial.report(1, 1.0) is False
         trial.tell("finished", loss=1.0)
         assert worker.trial(0).value == 1.0
+
+
+@pytest.mark.slow
+def test_five_hundred_trials_stay_quick_and_small(tmp_path: Path) -> None:
+    seconds, memory = [], []
+    with study(tmp_path, 500) as worker:
+        while True:
+            started = time.perf_counter()
+            claim = worker.claim()
+            seconds.append(time.perf_counter() - started)
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            if claim is None:
+                break
+            finish(worker, claim, loss=abs(claim.params["x"] - 1e-4) + claim.params["y"])
+    print(f"claim: {statistics.median(seconds[-50:]):.3f} s, {memory[-1] - memory[50]:.0f} MiB more")
+    assert statistics.median(seconds[-50:]) < 0.2
+    assert memory[-1] - memory[50] < 100

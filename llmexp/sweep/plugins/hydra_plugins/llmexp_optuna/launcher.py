@@ -82,7 +82,7 @@ class ProcessLauncher(Launcher):
         sweep = composed.hydra.sweep
         config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         return JobReturn(
-            overrides=list(composed.hydra.overrides.task),
+            overrides=overrides,
             cfg=config,
             hydra_cfg=OmegaConf.masked_copy(composed, ["hydra"]),
             working_dir=str(Path(str(sweep.dir)).absolute() / str(sweep.subdir)),
