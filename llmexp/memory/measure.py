@@ -7,6 +7,7 @@ the user's cache also the code that was traced.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -75,22 +76,40 @@ def _find(request: Request) -> bool:
 def trace(requests: Sequence[Request]) -> list[Result]:
     """Trace the requests in a process of their own, and keep the numbers. Raises Unmeasurable."""
     log.info(f"memory  tracing {len(requests)} steps of this model, once for these settings ...")
-    done = subprocess.run(
+    return [_traced(request) for request in requests]
+
+
+def _traced(request: Request) -> Result:
+    worker = _worker()
+    assert worker.stdin is not None and worker.stdout is not None
+    with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+        worker.stdin.write(json.dumps(asdict(request)) + "\n")
+        worker.stdin.flush()
+    result = dict(json.loads(worker.stdout.readline() or '{"error": "the tracer died"}'))
+    if "error" in result:
+        raise Unmeasurable(result["error"])
+    _keep(_cached(request), result)
+    return result
+
+
+def stop() -> None:
+    """End the process that traces, if there is one: it holds memory of its own."""
+    if _worker.cache_info().currsize:
+        _worker().communicate()  # closes its stdin and waits
+        _worker.cache_clear()
+
+
+@functools.cache
+def _worker() -> subprocess.Popen[str]:
+    """Return the process that traces; it ends when its stdin is closed."""
+    return subprocess.Popen(
         [sys.executable, "-m", "llmexp.memory.trace"],
-        input=json.dumps([asdict(request) for request in requests]),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
     )
-    results = [dict(json.loads(line)) for line in done.stdout.splitlines()]
-    for request, result in zip(requests, results, strict=False):
-        _keep(_cached(request), result)
-    if done.returncode or len(results) < len(requests):
-        reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
-        log.debug(done.stderr)
-        raise Unmeasurable(reason)
-    return results
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmexp.errors import RequestError
 from llmexp.memory import budget as budgets
-from llmexp.memory import cpu, nearest, setting
+from llmexp.memory import cpu, measure, nearest, setting
 from llmexp.memory.budget import Budget
 from llmexp.memory.measure import Unmeasurable
 from llmexp.memory.prediction import Prediction
@@ -60,6 +60,8 @@ def plan(
             raise RequestError(_refusal(case, budget, overrides))
     except Unmeasurable as problem:
         return _unpredicted(case, budget, reason=str(problem))
+    finally:
+        measure.stop()
     lines = [*_lines(case, budget, fit), *_elsewhere(budget, device)]
     return Plan(
         micro_batch_size=fit.rows,

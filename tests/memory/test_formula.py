@@ -79,5 +79,7 @@ def compare(model: str, *, checkpointing: bool) -> None:
         for request in case.requests(rows, checkpointing=checkpointing)
         if known(request) is not None
     ]
-    for request, result in zip(requests, measure.trace(requests), strict=True):
+    traced = measure.trace(requests)
+    measure.stop()
+    for request, result in zip(requests, traced, strict=True):
         assert result == known(request), "run python -m llmexp.memory.ship again"

@@ -1,6 +1,6 @@
 """python -m llmexp.memory.trace: measure settings on the fake GPU, in a process of its own.
 
-Reads a JSON list of requests from stdin, writes one line of JSON per result to stdout.
+Reads requests from stdin and writes results to stdout, each one line of JSON.
 """
 
 import json
@@ -14,12 +14,20 @@ from llmexp.memory.trace import step
 
 
 def main() -> None:
-    """Answer every request of stdin in its order."""
+    """Answer every request of stdin, until it is closed."""
     warnings.simplefilter("ignore")
-    for request in json.load(sys.stdin):
-        setting = Setting(**request["setting"])
-        print(json.dumps(measure(setting, rows=request["rows"], passes=request["passes"])))
-        sys.stdout.flush()
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a request, or why there are none."""
+    setting = Setting(**request["setting"])
+    try:
+        return measure(setting, rows=request["rows"], passes=request["passes"])
+    except Exception as problem:  # whatever a model of the hub does on fake tensors
+        reason = str(problem).strip().partition("\n")[0]
+        return {"error": f"{type(problem).__name__}: {reason}"}
 
 
 def measure(setting: Setting, *, rows: int, passes: int) -> dict[str, Any]:
