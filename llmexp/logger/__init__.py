@@ -1,7 +1,7 @@
 """Where a run's numbers go besides its own files; a logger is one class and one YAML.
 
-The files of the run folder are the truth and a logger is a view of them: after `start` nothing
-here raises into training.
+The files of the run folder are the truth and a logger is a view of them: once it is made, it never
+raises into training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ class Logger:
 
     All loggers take the same arguments: `logger=none` beside `logger.project=x` is no mistake.
     `mode` is online, offline or disabled; `group` and `tags` add to what the run says of itself.
+    Raises RequestError for what cannot be, as soon as it is made.
     """
 
     def __init__(
@@ -42,9 +43,13 @@ class Logger:
     ) -> None:
         self.project, self.entity, self.mode, self.group = project, entity, mode, group
         self.tags = tuple(tags)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse arguments, or a machine, with which this logger cannot work: RequestError."""
 
     def start(self, info: RunInfo) -> None:
-        """Open the run. Raises RequestError when the logger cannot work on this machine at all."""
+        """Open the run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the numbers of one step; several calls for one step are one row."""

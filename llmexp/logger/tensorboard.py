@@ -10,7 +10,7 @@ from typing import Any
 from llmexp.errors import RequestError
 from llmexp.logger import Logger, RunInfo
 from llmexp.logger.redact import redact
-from llmexp.logger.worker import Call, Worker
+from llmexp.logger.worker import Call, Worker, reason
 
 log = logging.getLogger("llmexp")
 
@@ -18,33 +18,26 @@ CLOSE_SECONDS = 30
 
 
 class TensorBoard(Logger):
-    """Write event files; look at them with `tensorboard --logdir`.
+    """Write event files; look at them with `tensorboard --logdir`."""
 
-    Raises RequestError when the tensorboard package is missing.
-    """
+    _worker: Worker | None = None
+    _writer: Any = None
+    _last_step = 0
 
-    def __init__(
-        self,
-        *,
-        project: str = "llmexp",
-        entity: str | None = None,
-        mode: str = "online",
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
+    def check(self) -> None:
+        """Refuse to begin where the tensorboard package is missing."""
         if importlib.util.find_spec("tensorboard") is None:
             raise RequestError(
                 "logger=tensorboard needs a package that is not installed: pip install tensorboard"
             )
-        super().__init__(project=project, entity=entity, mode=mode, group=group, tags=tags)
-        self._worker: Worker | None = None
-        self._writer: Any = None
-        self._last_step = 0
 
     def start(self, info: RunInfo) -> None:
         """Open the event file."""
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except Exception as error:  # a package that does not fit the others
+            log.warning(f"TensorBoard: off, it cannot be imported ({reason(error)})")
+            return
         folder = info.dir / "tensorboard"
         self._worker = Worker("TensorBoard", vital=("start", "metrics"))
         self._worker.submit("start", lambda: self._open(SummaryWriter, folder, info))

@@ -30,32 +30,22 @@ _EXIT_CODES = {"finished": 0, "pruned": 0}  # any other state is 1
 
 
 class Wandb(Logger):
-    """One W&B run: online when a key is there and the server answers, else offline.
+    """One W&B run: online when a key is there and the server answers, else offline."""
 
-    Raises RequestError for a mode or a project name that cannot be.
-    """
+    _worker: Worker | None = None
+    _wandb: Any = None
+    _run: Any = None
+    _last_step = 0
 
-    def __init__(
-        self,
-        *,
-        project: str = "llmexp",
-        entity: str | None = None,
-        mode: str = "online",
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
-        mode = _OLD_MODES.get(mode, mode)
-        if mode not in MODES:
-            raise RequestError(f"logger.mode={mode} does not exist: use {', '.join(MODES)}")
-        if set(project) & set(_NOT_IN_A_PROJECT):
+    def check(self) -> None:
+        """Refuse a mode or a project name that cannot be."""
+        self.mode = _OLD_MODES.get(self.mode, self.mode)
+        if self.mode not in MODES:
+            raise RequestError(f"logger.mode={self.mode} does not exist: use {', '.join(MODES)}")
+        if set(self.project) & set(_NOT_IN_A_PROJECT):
             raise RequestError(
-                f"logger.project={project} cannot be: W&B takes none of {_NOT_IN_A_PROJECT}"
+                f"logger.project={self.project} cannot be: W&B takes none of {_NOT_IN_A_PROJECT}"
             )
-        super().__init__(project=project, entity=entity, mode=mode, group=group, tags=tags)
-        self._worker: Worker | None = None
-        self._wandb: Any = None
-        self._run: Any = None
-        self._last_step = 0
 
     def start(self, info: RunInfo) -> None:
         """Open the run in the background; one line will say whether it is online."""
@@ -89,7 +79,7 @@ class Wandb(Logger):
 
     def media(self, name: str, path: Path) -> None:
         """Show a picture (.png) or a text (.md) at the last step."""
-        self._submit(name, lambda: self._write(self._last_step, {name: self._read(path)}))
+        self._submit(name, lambda: self._show_file(name, path))
 
     def finish(self, state: str, summary: Mapping[str, object]) -> None:
         """Close the run, within a bounded time whatever the server does."""
@@ -188,22 +178,25 @@ class Wandb(Logger):
             self._run.define_metric(name, step_metric=STEP, summary="min")
 
     def _replay(self, info: RunInfo, last: int) -> None:
-        """Show the steps up to `last` again, but for those that the server has."""
+        """Show the steps up to `last` again."""
         metrics, timing, samples = (
             rows_by_step(info.dir / name, last)
             for name in (info.metrics_file.name, "timing.jsonl", "samples.jsonl")
         )
         for step in sorted({*metrics, *timing, *samples}):
-            if step < self._run.step:
-                continue
             for row in metrics.get(step, []) + timing.get(step, []):
                 self._write(step, numbers(row))
             if step in samples:
                 self._write(step, {"samples": self._html(pages.table(samples[step]))})
 
     def _write(self, step: int, row: Mapping[str, object]) -> None:
-        self._last_step = max(self._last_step, step)
-        self._run.log({STEP: step, **row}, step=step)
+        if step >= self._run.starting_step:  # the server of a resumed run has the others
+            self._last_step = step
+            self._run.log({STEP: step, **row}, step=step)
+
+    def _show_file(self, name: str, path: Path) -> None:
+        step = max(self._last_step, self._run.starting_step)
+        self._write(step, {name: self._read(path)})
 
     def _read(self, path: Path) -> Any:
         if path.suffix == ".png":

@@ -83,7 +83,25 @@ def test_a_step_that_w_and_b_has_beyond_the_checkpoint_is_not_shown_twice(
     train(Wandb(), run_info(folder), range(1, 13))
     cut(folder, 9)
     train(Wandb(), run_info(folder, resumed_from_step=9), range(10, 16))
-    assert server.runs["run00001"].column("_step") == list(range(1, 16))
+    run = server.runs["run00001"]
+    assert run.column("_step") == list(range(1, 16))
+    uploaded = [name.split("_")[1] for name in run.files if name.endswith(".html")]
+    assert sorted(uploaded) == ["10", "15", "5"]
+
+
+def test_a_run_resumed_at_its_end_still_shows_its_report(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    folder = tmp_path / "run"
+    train(Wandb(), run_info(folder), range(1, 4))
+    (folder / "report.md").write_text("# What happened")
+    logger = Wandb()
+    logger.start(run_info(folder, resumed_from_step=3))
+    logger.media("report.md", folder / "report.md")
+    logger.finish("finished", {})
+    run = server.runs["run00001"]
+    assert len(run.column("report.md")) == 1
+    assert run.column("train/loss") == [4 - step / 100 for step in range(1, 4)]
 
 
 def test_an_outage_in_the_middle_costs_no_step_and_loses_none(
