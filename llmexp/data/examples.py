@@ -12,7 +12,7 @@ Ints = npt.NDArray[np.int64]
 
 # where an example begins in tokens.bin, and how many tokens it has, the last target included
 RANGE = np.dtype([("start", np.int64), ("length", np.int32)])
-TOUCHED = 1024  # ranges read before the pages are handed back; each maps up to 64 KiB
+TOUCHED = 256  # ranges read before the pages are handed back; each maps up to 64 KiB
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Examples(Sequence[Example]):
     def lengths(self, indices: Ints) -> Ints:
         """Return the number of tokens of each of these examples."""
         lengths: Ints = self._ranges.array["length"][indices].astype(np.int64)
+        self._release(len(indices))
         return lengths
 
     def gather(self, indices: Ints) -> tuple[Ints, npt.NDArray[np.bool_], Ints]:
