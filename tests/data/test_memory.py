@@ -40,7 +40,7 @@ batches = Batches(corpus.train, batch_size=64, max_length=128)
 tokens = 0
 for step in range(0, batches.steps_per_epoch, max(1, batches.steps_per_epoch // 5000)):
     tokens += sum(rows.input_ids.numel() for rows in batches[step].micro_batches(8))
-print(f"{tokenised:.0f} {status("VmHWM") - before:.0f} {len(corpus.train)} {tokens}")
+print(tokenised, status("VmHWM") - before, len(corpus.train), tokens)
 """
 
 
