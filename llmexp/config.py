@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmexp.errors import RequestError
+from llmexp.logger.redact import redact
 
 PARTS = ("model", "data", "optimizer", "schedule", "precision", "logger")
 TARGETS = ("llmexp", "torch.optim")  # the packages a `_target_` may come from: a config is code
@@ -142,10 +143,11 @@ def check(settings: Mapping[str, Any], *, parts: bool = True) -> None:
 
 def refuse(mistakes: list[str]) -> None:
     """Raise RequestError if there are any mistakes, with all of them."""
-    if len(mistakes) == 1:
-        raise RequestError(mistakes[0])
-    if mistakes:
-        lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(mistakes, 1))
+    told = [str(redact(text)) for text in mistakes]
+    if len(told) == 1:
+        raise RequestError(told[0])
+    if told:
+        lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(told, 1))
         raise RequestError(f"{len(mistakes)} mistakes in this request:\n{lines}")
 
 
@@ -183,11 +185,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _secrets(settings: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key} looks like a secret, and no secret has a config field (it would be written to "
-        "disk): "
+        f"{key} looks like a secret or holds one, and no secret has a config field (it would be "
+        "written to disk): "
         "keep it in the environment, as in HF_TOKEN or WANDB_API_KEY"
-        for key, _ in flat(settings)
-        if SECRET.search(key)
+        for key, value in flat(settings)
+        if SECRET.search(key) or redact(str(value)) != str(value)
     ]
 
 

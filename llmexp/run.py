@@ -255,6 +255,8 @@ class Run:
                 folder, keep=self.settings["checkpoint"]["keep"], best_step=state.best_step
             )
         except checkpoint.SaveError as error:
+            if not any(folder.glob("step-*")):  # better now than after hours
+                raise RunError(f"{error}. This is the run's first checkpoint: make room") from error
             self._save_failed(f"the checkpoint of step {state.step}", error)
         else:
             self.failed_saves = 0

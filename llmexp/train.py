@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: --help, --cfg and TAB stay quick.
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,13 @@ def _main() -> None:
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as problem:
         raise RequestError(str(problem)) from None
+    except OSError as problem:
+        if any(frame.name == "_train" for frame in traceback.extract_tb(problem.__traceback__)):
+            raise  # else it is Hydra that could not make the run folder
+        raise RequestError(
+            f"cannot make the run folder {problem.filename}: {problem.strerror}. Choose another "
+            "with run.name=..."
+        ) from None
 
 
 @hydra.main(config_path=str(request.CONF), config_name="train", version_base="1.3")

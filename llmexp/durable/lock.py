@@ -30,7 +30,7 @@ class Lock:
         except OSError as error:
             raise RequestError(
                 f"cannot write in the run folder {folder}: {error.strerror}. "
-                "Choose another with run.dir=..."
+                "Choose another with run.name=..."
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,7 +42,7 @@ class Lock:
             os.close(descriptor)
             raise RequestError(
                 f"the file system of {folder} has no locks ({error.strerror}), "
-                "and two processes in one run folder would ruin it: run.dir=..."
+                "and two processes in one run folder would ruin it: work on another disk"
             ) from error
         self._descriptor = descriptor
         _held.add(descriptor)

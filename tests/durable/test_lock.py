@@ -105,5 +105,5 @@ def test_a_holder_that_has_not_signed_is_no_crash(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told_before_work_begins(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match=r"cannot write in the run folder .*run.dir="):
+    with pytest.raises(RequestError, match=r"cannot write in the run folder .*run.name="):
         Lock(tmp_path / "file" / "run")
