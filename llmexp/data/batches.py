@@ -36,9 +36,7 @@ class MicroBatch:
     targets: torch.Tensor  # the token to predict from each position, or -100: shifted already
     position_ids: torch.Tensor | None  # None: one example per row, plain causal attention is right
     segments: torch.Tensor  # the example's number in the dataset; -1: padding
-    labels: (
-        torch.Tensor
-    )  # [N] where targets are labels, in the flattened rows: known before the GPU
+    labels: torch.Tensor  # [N] where targets are labels, in the flattened rows
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return the same rows on a device; from pinned memory the copy does not wait."""
@@ -105,15 +103,12 @@ class Batch:
         items = np.array([item for row in rows for item in row])
         row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         lengths = self._lengths[items]
-        sums = (
-            np.cumsum(lengths) - lengths
-        )  # of all rows as one; each row's own first one is its origin
-        width_of = np.bincount(row_of, weights=lengths).astype(np.int64)
-        origins = (np.cumsum(width_of) - width_of)[row_of]
-        width = int(width_of.max())
+        used = np.bincount(row_of, weights=lengths).astype(np.int64)
+        width = int(used.max())
+        padding = row_of * width - (np.cumsum(used) - used)[row_of]  # before each row
         steps = within(lengths)
         source = np.repeat(self._firsts[items], lengths) + steps
-        goal = np.repeat(row_of * width + sums - origins, lengths) + steps
+        goal = np.repeat(np.cumsum(lengths) - lengths + padding, lengths) + steps
 
         def filled(values: Ints, padding: int) -> torch.Tensor:
             flat = np.full(len(rows) * width, padding, np.int64)
