@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import os
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,11 @@ from torch import nn
 from llmexp import checkpoint, config, data, durable, engine, optimizer, resume
 from llmexp.console import Console
 from llmexp.errors import RequestError, RunError
-from llmexp.logger import RunInfo
+from llmexp.logger import Logger, RunInfo
 from llmexp.loss import probe_head
 from llmexp.memory import budget, planner
 from llmexp.model import parameter_count, pick_device, quiet
-from llmexp.precision import Precision
+from llmexp.precision import NARROW, Precision
 from llmexp.run import Run, Trial, write_request
 from llmexp.signals import Stop, terminable
 
@@ -64,7 +65,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
             tokenizer=parts.tokenizer,
             precision=parts.precision,
             console=console,
-            logger=config.call(settings["logger"]),
+            logger=parts.logger,
             trial=trial,
             stop=stop,
             facts={
@@ -114,7 +115,10 @@ def fit(parts: "Parts", plan: engine.Plan, run: Run, state: engine.State) -> Non
         run.finish(parts.model, state)
         outcome = {"pruned": "pruned", "signal": "stopped"}.get(state.stopped or "", "finished")
     finally:
-        run.logger.finish(outcome, run.summary(state))
+        summary = run.summary(state)
+        for name, value in summary.items():
+            run.trial.set(name, value)
+        run.logger.finish(outcome, summary)
 
 
 def tell_memory(parts: "Parts", run: Run) -> None:
@@ -145,6 +149,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Any
     fits: planner.Plan
+    logger: Logger
     remarks: list[str]  # what had to be done differently, and why
 
 
@@ -153,13 +158,19 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
     seconds."""
     quiet()
     blueprint = config.call(settings["model"])
-    source, architecture, device = config.together(
+    source, architecture, device, logger = config.together(
         lambda: config.call(settings["data"]),
         blueprint.config,
         lambda: pick_device(settings["hw"]["device"]),
+        lambda: config.call(settings["logger"]),
     )
+    width = getattr(architecture, "hidden_size", None)
+    if device.type == "cpu" and (width or NARROW) < NARROW and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(
+            1
+        )  # more wait for each other longer than they work: 50 x on a busy machine
     precision: Precision = config.call(settings["precision"])
-    precision.choose(device, width=getattr(architecture, "hidden_size", None))
+    precision.choose(device, width=width)
     refuse_long_rows(settings, architecture)
     fits = planner.plan(settings, device=device, overrides=overrides)
     if fits.budget is not None and device.type == "cuda":
@@ -201,6 +212,7 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
         optimizer=optimizer.build(model, config.call(settings["optimizer"])),
         schedule=config.call(settings["schedule"]),
         fits=fits,
+        logger=logger,
         remarks=remarks,
     )
 
@@ -258,12 +270,17 @@ def run_info(run: Run, parts: Parts, state: engine.State) -> RunInfo:
         name=run.folder.name,
         dir=run.folder,
         metrics_file=run.folder / "metrics.jsonl",
-        group=run.settings.get("sweep"),
+        job_type="train" if run.trial.number is None else "trial",
+        group=run.trial.study,
         tags=(parts.name, run.settings["data"]["name"], run.settings["hw"]["name"]),
         config={
             **run.settings,
             "plan": {"parameters": parameter_count(parts.model), "steps": run.plan.steps},
+            "trial": {"study": run.trial.study, "number": run.trial.number}
+            | dict(run.trial.params),
             "data_report": parts.corpus.report.as_dict(),
+            "data_fingerprint": parts.corpus.fingerprint,
+            "environment": checkpoint.environment(parts.model),
         },
         resumed_from_step=state.step or None,
     )

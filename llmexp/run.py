@@ -33,7 +33,13 @@ FAILED_SAVES = 3  # in a row, before a run stops
 class Trial(Protocol):
     """The sweep's side of a run (llmexp/sweep/trial.py)."""
 
+    study: str | None
+    number: int | None
+
+    @property
+    def params(self) -> Mapping[str, object]: ...
     def report(self, index: int, loss: float) -> bool: ...
+    def set(self, name: str, value: object) -> None: ...
 
 
 @dataclass
