@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from llmexp.memory import allocator
 from llmexp.memory.setting import Setting, gpt2_config, make
-from llmexp.memory.trace import attention, autocast, step
+from llmexp.memory.trace import attention, autocast, stand_in, step
 from llmexp.memory.trace.device import fake_gpu
 from llmexp.memory.trace.recorder import Recorder
 
@@ -128,7 +128,7 @@ def steps() -> dict[str, dict[str, Any]]:
         ("fp16", setting("fp16"), 4, 2),
         ("packed", setting(pack=True), 4, 2),
     ]:
-        recording = step.trace(wanted, rows=rows, passes=passes)
+        recording = step.trace(wanted, stand_in.Batches(rows, wanted, passes))
         last = dict[int, int]()
         for storage, size in recording.events:
             last[storage] = size

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmexp.memory.prediction import MARGIN
 from llmexp.memory.trace import autocast
 
 HERE = Path(__file__).parent
@@ -120,3 +121,11 @@ def test_what_should_cost_memory_does(facts: Any) -> None:
     assert peak["fp32"] > peak["plain"]
     assert peak["packed"] > peak["plain"], "the mask"
     assert peak["fp16"] == pytest.approx(peak["plain"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_rows_of_many_lengths_stay_within_the_margin_of_the_plan() -> None:
+    found = run("lengths.py")
+    assert found["varied"] <= found["planned"] * (1 + MARGIN)
+    planned, varied = found["allocated"]
+    assert varied <= planned * 1.01

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmexp.memory import allocator
 from llmexp.memory.setting import Setting
-from llmexp.memory.trace import step
+from llmexp.memory.trace import stand_in, step
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def measure(setting: Setting, *, rows: int, passes: int) -> dict[str, Any]:
     """Return the peaks of a traced step in bytes: live per phase and kind, and as allocated."""
-    recording = step.trace(setting, rows=rows, passes=passes)
+    recording = step.trace(setting, stand_in.Batches(rows, setting, passes))
     result: dict[str, Any] = {"peaks": recording.peaks()}
     if setting.layers is None:
         replayed = allocator.replay(recording.events)

@@ -92,7 +92,10 @@ class Rows:
 
 @dataclass
 class Batches:
-    """`passes` micro-batches in every step."""
+    """`passes` micro-batches in every step; only the last has rows of full length.
+
+    The rows of real batches are shorter too, and that fragments the memory.
+    """
 
     rows: int
     setting: Setting

@@ -22,12 +22,8 @@ from llmexp.memory.trace.stand_in import Batches, build_optimizer, fit
 WORKSPACE = 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
-def trace(setting: Setting, *, rows: int, passes: int = 2) -> Recording:
-    """Return the allocations of two optimizer steps of `passes` micro-batches of `rows` rows each.
-
-    Validation runs before and after, as in a run. All micro-batches but the last are shorter, as
-    the rows of real batches are: that fragments the memory.
-    """
+def trace(setting: Setting, batches: Batches, *, steps: int = 2) -> Recording:
+    """Return the allocations of some optimizer steps and of a validation before and after."""
     config = build_config(setting)
     trained = bare_model(config)
     trained.llmexp_reaches_head = reaches_head(config)
@@ -45,7 +41,7 @@ def trace(setting: Setting, *, rows: int, passes: int = 2) -> Recording:
             built.register_step_post_hook(
                 lambda *_: recorder.name(_tensors(built.state), "optimizer states")
             )
-            fit(trained, Batches(rows, setting, passes), built, device=device)
+            fit(trained, batches, built, device=device, steps=steps)
     return recorder.recording
 
 
