@@ -1,0 +1,116 @@
+"""The real thing: python -m llmexp.train -m, killed in the middle of a trial, ends as if it was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SEARCH = (
+    "sweep=lr_batch",
+    "hydra.sweeper.n_trials=3",
+    "hydra.sweeper.study_name=s",
+    "train.batch_size=choice(4,16)",
+    "train.validate_every=0.5",
+    "train.log_every=1",
+    "checkpoint.every_steps=2",
+    "samples.prompts=[]",
+    "data=text",
+    "data.path=lines.txt",
+    "data.max_length=32",
+    "model.architecture={n_layer:1,n_head:2,n_embd:32,n_positions:32,vocab_size:300}",
+    "hw=cpu",
+)
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    folder.mkdir(exist_ok=True)
+    lines = [f"line {number} says {number * number} to line {number % 7}" for number in range(60)]
+    (folder / "lines.txt").write_text("\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmexp.train", "-m", *arguments],
+        cwd=folder,
+        env=environment | {"WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
+    process = start(folder, *arguments)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == code, said
+    return said
+
+
+def rows(run_folder: Path) -> list[str]:
+    metrics = run_folder / "metrics.jsonl"
+    return metrics.read_text().splitlines() if metrics.is_file() else []
+
+
+def job_of(run_folder: Path) -> int:
+    """Return the process that holds the run folder of a trial."""
+    lock = run_folder.parent / ".study" / f"s-{int(run_folder.name):05d}.lock"
+    return int(lock.read_text().split()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_killed_within_a_trial_ends_with_the_same_runs(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    run(tmp_path / "whole", *SEARCH, "logger=none")
+    sweep = start(tmp_path / "killed", *SEARCH, "logger=none")
+    second = tmp_path / "killed" / "multirun" / "s" / "1"
+    while len(rows(second)) < 4:
+        assert sweep.poll() is None, sweep.communicate()[0]
+        time.sleep(0.05)
+    sweep.send_signal(number)
+    if number == signal.SIGKILL:
+        os.kill(job_of(second), signal.SIGKILL)
+    assert sweep.wait(60) in (-number, 128 + number)
+    sweep.communicate()
+    assert len(rows(second)) < len(rows(tmp_path / "whole" / "multirun" / "s" / "1"))
+
+    assert "trial 1 (start 2)" in run(tmp_path / "killed", *SEARCH, "logger=none")
+    for trial in "012":
+        whole, killed = (tmp_path / name / "multirun" / "s" / trial for name in ("whole", "killed"))
+        assert rows(whole) == rows(killed)
+        best = "best/model.safetensors"
+        assert (whole / best).read_bytes() == (killed / best).read_bytes()
+
+
+@pytest.mark.slow
+def test_every_batch_size_is_trained_on_the_same_data(tmp_path: Path) -> None:
+    run(tmp_path, *SEARCH, "logger=none", "hydra/sweeper/sampler=grid", "optimizer.lr=choice(1e-3)")
+    last = [json.loads(rows(path)[-1]) for path in sorted((tmp_path / "multirun/s").glob("[0-9]"))]
+    tokens = {row["train/tokens"] for row in last if "train/tokens" in row}
+    assert len(last) == 2
+    assert len(tokens) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("train.batch_size=choice(4,0)", "train.batch_size=0"),
+        ("train.bach_size=choice(4,8)", "train.batch_size"),
+        ("optimizer=choice(adamm,sgd)", "adamw"),
+        ("train.epoch=2", "train.epochs"),
+        ("train.max_steps=10", "train.epochs"),
+        ("hydra.sweeper.n_trails=2", "n_trails"),
+        ("data.path=missing.txt", "missing.txt"),
+    ],
+)
+def test_a_typo_ends_the_sweep_before_any_training(tmp_path: Path, wrong: str, named: str) -> None:
+    said = run(tmp_path, *SEARCH, wrong, code=2)
+    assert named in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("multirun/*/*/metrics.jsonl"))
