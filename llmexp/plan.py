@@ -1,5 +1,7 @@
 """python -m llmexp.plan model=gpt2-large hw=24gb: how much GPU memory a run takes, with no GPU.
 
+    python -m llmexp.plan --presets     every shipped model on every preset, as a markdown table
+
 The arguments are those of llmexp.train. Nothing is loaded, downloaded or written but the numbers
 of newly traced steps, which are kept in ~/.cache/llmexp.
 """
@@ -22,6 +24,12 @@ def _plan() -> None:
     given = sys.argv[1:]
     if "--help" in given or "-h" in given:
         print(__doc__)
+        return
+    if given == ["--presets"]:
+        from llmexp.memory import ship
+
+        for line in ship.table():
+            print(line)
         return
     settings = composed(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -1,8 +1,9 @@
 """python -m llmexp.memory.ship: plan every shipped model on every preset, and keep the numbers.
 
-Writes llmexp/memory/measured.json, all that these plans asked for, and prints the table of the
-README. Run it again when the engine, the loss, or torch or transformers change (tests/memory says
-when): half an hour on two cores. Stopped, it continues: the user's cache has what was measured.
+Writes llmexp/memory/measured.json, all that these plans asked for. Run it again when the engine,
+the loss, or torch or transformers change (tests/memory says when): half an hour on two cores.
+Stopped, it continues: the user's cache has what was measured. `python -m llmexp.plan --presets`
+prints the table from it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,15 @@ def main() -> None:
 
 
 def table() -> Iterator[str]:
-    """Yield the table of every shipped model on every preset, as markdown."""
+    """Yield the plans of every shipped model on every preset, as markdown."""
     yield "| " + " | ".join(HEAD) + " |"
-    yield "|---" * len(HEAD) + "|"
+    yield "|" + "---|" * len(HEAD)
     for model in reversed(FAMILY):
         for hw in REPORTED:
             yield "| " + " | ".join(row(model, hw)) + " |"
+    versions = ", ".join(f"{name} {version}" for name, version in measure.versions().items())
+    yield ""
+    yield f"By simulation ({versions}): the traced step of the engine, replayed under each cap."
 
 
 def row(model: str, hw: str, *overrides: str) -> tuple[str, ...]:
