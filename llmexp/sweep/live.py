@@ -39,7 +39,6 @@ class Trial(NullTrial):
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.study, self.number = spec["study"], spec["number"]
-        self.fate: str | None = None  # "pruned" or "infeasible", once that is decided
         self._attempt = spec["attempt"]
         self._lock = Lock(Path(spec["lock"]))
         self._storage = storage.connect(spec["storage"] or os.environ[storage.ENV_STORAGE])

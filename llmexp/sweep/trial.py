@@ -15,6 +15,8 @@ from llmexp.errors import LockedError, RequestError
 
 ENV = "LLMEXP_TRIAL"
 STOPPED = (129, 130, 143)  # exit codes of a run that a signal stopped, and that can be continued
+INFEASIBLE = {"OutOfMemoryError", "MemoryError", "FloatingPointError"}
+SIGNS = ("out of memory", "was not finite", "loss scale collapsed")  # llmexp/health.py says so
 Loss = TypeVar("Loss", bound=float | None)
 
 
@@ -24,6 +26,7 @@ class NullTrial:
     study: str | None = None
     number: int | None = None
     params: Mapping[str, Any] = {}
+    fate: str | None = None  # pruned or infeasible, once a report decided so
 
     def report(self, index: int, loss: float) -> bool:
         """Tell the loss of validation `index`, in nats per token; True means: stop here."""
@@ -77,20 +80,19 @@ def verdict(error: BaseException | None = None, *, loss: float | None = None) ->
         return "stopped" if error.code in STOPPED else "refused" if error.code == 2 else "failed"
     if isinstance(error, RequestError):
         return "refused"
-    return "infeasible" if _out_of_memory(error) else "failed"
+    return "infeasible" if _says_something_of_the_point(error) else "failed"
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Say whether memory ran out, on the GPU or the host, here or in what this error came from."""
+def _says_something_of_the_point(error: BaseException) -> bool:
+    """Say whether memory ran out or the numbers did, here or in what this error came from."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     names = {kind.__name__ for each in chain for kind in type(each).__mro__}
-    return bool(names & {"OutOfMemoryError", "MemoryError"}) or any(
-        "out of memory" in str(each).lower() for each in chain
-    )
+    texts = [str(each).lower() for each in chain]
+    return bool(names & INFEASIBLE) or any(sign in each for sign in SIGNS for each in texts)
 
 
 def pack(spec: Mapping[str, Any]) -> str:

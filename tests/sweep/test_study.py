@@ -294,6 +294,8 @@ def test_five_hundred_trials_stay_quick_and_small(tmp_path: Path) -> None:
             if claim is None:
                 break
             finish(worker, claim, loss=abs(claim.params["x"] - 1e-4) + claim.params["y"])
-    print(f"claim: {statistics.median(seconds[-50:]):.3f} s, {memory[-1] - memory[50]:.0f} MiB more")
+    print(
+        f"claim: {statistics.median(seconds[-50:]):.3f} s, {memory[-1] - memory[50]:.0f} MiB more"
+    )
     assert statistics.median(seconds[-50:]) < 0.2
     assert memory[-1] - memory[50] < 100

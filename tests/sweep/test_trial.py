@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmexp.errors import LockedError, RequestError, RunError
+from llmexp.health import COLLAPSED, NOT_FINITE
 from llmexp.sweep.trial import NullTrial, current, pack, run_trial, unpack, verdict
 
 
@@ -27,6 +28,8 @@ def raised(error: BaseException, cause: BaseException) -> BaseException:
         (RuntimeError("CUDA error: out of memory"), "infeasible"),
         (raised(RunError("step 3"), OutOfMemoryError()), "infeasible"),
         (RunError("Out of memory in step 0 at micro-batch 1"), "infeasible"),
+        (RunError(f"step 3: {COLLAPSED}"), "infeasible"),
+        (RunError(f"step 3: {NOT_FINITE}"), "infeasible"),
         (RuntimeError("shape mismatch"), "failed"),
         (RequestError("no such file"), "refused"),
         (SystemExit(2), "refused"),
