@@ -1,0 +1,388 @@
+"""python benchmarks/torture.py --kills 200: kill, break and starve a tiny run; does it still end
+the same?
+
+    fault              what was done to the run; each time it is started again until it ends
+    tried              how many times
+    finished           runs that came to their end
+    differ             of those, files that are not byte for byte those of the run nobody touched:
+                       metrics.jsonl, samples.jsonl, final and best weights
+    lost               times a valid checkpoint was gone after a kill without a newer one there
+
+Then 20 kills of the real command, and of Hugging Face's Trainer with the same model, steps and
+checkpoint interval: each is killed up to a second after it wrote a row, and started again as its
+manual says. This part wants `accelerate` (pip install accelerate), and is left out without it.
+Writes benchmarks/results/torture.md. POSIX only.
+"""
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "exact")]
+
+LONG = ("train.max_steps=60", "checkpoint.every_steps=5", "train.validate_every=2", "resume=auto")
+PEER_STEPS, PEER_SAVES = 400, 5
+NEWS = 1.0  # seconds after its first new row within which a process is killed
+
+
+def main() -> None:
+    """Run every part, print the tables and write them down."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200, help="kill -9 at random instants")
+    parser.add_argument("--peer-kills", type=int, default=20, help="of the command, and of Trainer")
+    parser.add_argument("--every", type=int, default=9, help="fail at every so many operations")
+    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peer:
+        peer(given.peer)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        from tiny_runs import LINES
+
+        Path("lines.txt").write_text("\n".join(LINES))
+        table = [("fault", "tried", "finished", "differ", "lost")]
+        table += [random_kills(given.kills), *operations(given.every), damages()]
+        report = [*rows(table), "", *against_trainer(given.peer_kills)]
+    minutes = (time.monotonic() - began) / 60
+    report = [*heading(given, minutes), *report]
+    print("\n".join(report))
+    target = ROOT / "benchmarks" / "results" / "torture.md"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("\n".join(report) + "\n")
+
+
+def heading(given: argparse.Namespace, minutes: float) -> list[str]:
+    """Say when, where and with what."""
+    packages = [f"{name} {installed(name)}" for name in ("torch", "transformers", "accelerate")]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return [
+        f"# python benchmarks/torture.py --kills {given.kills} --every {given.every}",
+        "",
+        f"{datetime.date.today()}, {os.cpu_count()} CPU cores, one thread, no GPU, {minutes:.0f} "
+        f"minutes. llmexp at {commit}, Python {platform.python_version()}, {', '.join(packages)}.",
+        "",
+    ]
+
+
+def installed(name: str) -> str:
+    """Return a package's version."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "is not installed"
+
+
+def rows(table: list[tuple[object, ...]]) -> list[str]:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in table]
+    return [lines[0], "|" + "---|" * len(table[0]), *lines[1:]]
+
+
+# -- the run in a fork of this process: no import to wait for ------------------------------------
+
+
+def start(name: str, *overrides: str, around: Callable[[], object] | None = None) -> int:
+    """Start a run in a child; return its process number."""
+    from tiny_runs import train
+
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        with contextlib.ExitStack() as stack:
+            if around is not None:
+                stack.enter_context(around())  # type: ignore[arg-type]
+            train(name, *overrides)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def ended(pid: int) -> int:
+    """Wait for a child; return its exit code, negative where a signal ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def newest(name: str) -> int:
+    """Return the step of the newest valid checkpoint, -1 where there is none."""
+    from llmexp import checkpoint
+
+    path = checkpoint.newest(Path("outputs") / name / "checkpoints")[0]
+    return -1 if path is None else int(path.name.removeprefix("step-"))
+
+
+def differing(name: str, expected: dict[str, str]) -> int:
+    """Count the files that are not those of the run nobody touched."""
+    from tiny_runs import digest
+
+    found = digest(Path("outputs") / name)
+    return sum(found[file] != expected[file] for file in expected)
+
+
+def reference(name: str, *overrides: str) -> dict[str, str]:
+    """Run without a fault; return the digest of what it left."""
+    from tiny_runs import digest
+
+    assert ended(start(name, *overrides)) == 0
+    return digest(Path("outputs") / name)
+
+
+def random_kills(count: int) -> tuple[object, ...]:
+    """Kill runs at random instants of their whole life until `count` kills are spent."""
+    began = time.monotonic()
+    expected = reference("calm", *LONG)
+    life = time.monotonic() - began
+    chance, kills, finished, differ, lost = random.Random(0), 0, 0, 0, 0
+    while kills < count:
+        shutil.rmtree("outputs/killed", ignore_errors=True)
+        for attempt in range(1000):
+            before = newest("killed")
+            pid = start("killed", *LONG)
+            if kills < count and attempt < 12:
+                time.sleep(chance.uniform(0, 0.8 * life))
+                os.kill(pid, signal.SIGKILL)  # a zombie takes it as well
+            code = ended(pid)
+            kills += code == -signal.SIGKILL
+            lost += newest("killed") < before
+            if code != -signal.SIGKILL:
+                break
+        finished += code == 0
+        differ += differing("killed", expected) if code == 0 else 0
+    return "kill -9 at a random instant", kills, finished, differ, lost
+
+
+def operations(every: int) -> Iterator[tuple[object, ...]]:
+    """Fail at the n-th operation on the disk of a whole run, then start it again."""
+    from tiny_runs import train
+
+    from llmexp.durable import faults
+
+    expected = reference("plain")
+    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
+        count = len(faults.operations(lambda: train("counted")))
+
+    def death(number: int, power_cut: bool) -> Callable[[], object]:
+        return lambda: faults.hooked(faults._Death(number, power_cut))
+
+    def error(number: int, code: int) -> Callable[[], object]:
+        return lambda: faults.failing(number, code)
+
+    kinds: dict[str, Callable[[int], Callable[[], object]]] = {
+        "kill": lambda number: death(number, False),
+        "power cut (what is not synced is lost)": lambda number: death(number, True),
+        "ENOSPC": lambda number: error(number, faults.ERRORS["ENOSPC"]),
+        "EIO": lambda number: error(number, faults.ERRORS["EIO"]),
+    }
+    for shift, (kind, fault) in enumerate(kinds.items()):
+        tried = finished = differ = lost = 0
+        for number in range(shift, count, every):
+            shutil.rmtree("outputs/broken", ignore_errors=True)
+            ended(start("broken", around=fault(number)))
+            before = newest("broken")
+            code = ended(start("broken", "resume=auto"))
+            tried, finished = tried + 1, finished + (code == 0)
+            differ += differing("broken", expected) if code == 0 else 0
+            lost += newest("broken") < before
+        what = f"{kind} at every {every}th of {count} operations on the disk"
+        yield what, tried, finished, differ, lost
+
+
+def damages() -> tuple[object, ...]:
+    """Damage each file of the newest checkpoint; the one before has to do."""
+    expected = reference("sound")
+    tried = finished = differ = 0
+    for file in sorted(Path("outputs/sound/checkpoints/step-00000006").iterdir()):
+        data = file.read_bytes()
+        flipped = bytearray(data)
+        flipped[len(data) // 3] ^= 1
+        half = len(data) // 2
+        for damage in (bytes(flipped), data[:half], data[:half] + bytes(len(data) - half), b""):
+            shutil.rmtree("outputs/damaged", ignore_errors=True)
+            shutil.copytree("outputs/sound", "outputs/damaged")
+            (Path("outputs/damaged/checkpoints/step-00000006") / file.name).write_bytes(damage)
+            code = ended(start("damaged", "resume=auto"))
+            tried, finished = tried + 1, finished + (code == 0)
+            differ += differing("damaged", expected) if code == 0 else 0
+    return (
+        "one file of the newest checkpoint flipped, cut, zeroed or empty",
+        tried,
+        finished,
+        differ,
+        0,
+    )
+
+
+# -- the real command beside Hugging Face's Trainer ----------------------------------------------
+
+
+def against_trainer(kills: int) -> list[str]:
+    """Kill both the same way; return the second table."""
+    from tiny_runs import command
+
+    settings = (
+        *(f"train.max_steps={PEER_STEPS}", f"checkpoint.every_steps={PEER_SAVES}"),
+        *("train.validate_every=1000", "checkpoint.keep=2", "resume=auto"),
+    )
+    table: list[tuple[object, ...]] = [
+        ("", "kills", "resumed by itself", "helped by hand", "rows of loss that differ", "weights")
+    ]
+    calm, restless = (command(name, *settings) for name in ("one", "other"))
+    table.append(
+        ("llmexp", *contest(calm, restless, Path("outputs/one"), Path("outputs/other"), kills))
+    )
+    if find_spec("accelerate") is None:
+        return [*rows(table), "", "Trainer was left out: it wants `pip install accelerate`."]
+    one, other = Path("trainer/one"), Path("trainer/other")
+    calm, restless = ([sys.executable, __file__, "--peer", str(path)] for path in (one, other))
+    table.append(("Hugging Face Trainer", *contest(calm, restless, one, other, kills)))
+    return [
+        *rows(table),
+        "",
+        f"GPT-2 with 1 layer, 16 wide, dropout 0.1, {PEER_STEPS} steps of 16 examples, a "
+        f"checkpoint every {PEER_SAVES} steps, the newest 2 kept. Killed within {NEWS:g} s after "
+        "its first new row, then the same command again (Trainer: with its get_last_checkpoint). "
+        "Helped by hand: a start that failed, after which the newest checkpoint folder was "
+        "deleted.",
+    ]
+
+
+def contest(
+    calm: list[str], restless: list[str], one: Path, other: Path, kills: int
+) -> tuple[object, ...]:
+    """Run one in peace and kill the other; return what the table says."""
+    subprocess.run(calm, env=environment(), check=True, capture_output=True)
+    chance, done, helped, starts = random.Random(1), 0, 0, 0
+    while True:
+        starts += 1
+        code = killed_after_news(restless, other, chance.uniform(0, NEWS) if done < kills else None)
+        if code == 0:
+            break
+        done += code == -signal.SIGKILL
+        if code != -signal.SIGKILL:
+            helped += 1
+            folders = sorted(other.rglob("step-*")) + sorted(
+                other.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1])
+            )
+            shutil.rmtree(folders[-1])
+    losses, others = losses_of(one), losses_of(other)
+    differ = sum(losses.get(step) != others.get(step) for step in losses | others)
+    same = sha256(one) == sha256(other)
+    return (
+        done,
+        f"{starts - 1 - helped} of {starts - 1}",
+        helped,
+        f"{differ} of {len(losses)}",
+        "the same" if same else "differ",
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of both."""
+    from tiny_runs import environment
+
+    return environment() | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+
+def killed_after_news(command: list[str], folder: Path, wait: float | None) -> int:
+    """Run a command; kill it `wait` seconds after its metrics grew. None: let it end."""
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = folder / "metrics.jsonl"
+    seen = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    while wait is not None and process.poll() is None:
+        time.sleep(0.01)
+        if metrics.exists() and metrics.stat().st_mtime_ns != seen and metrics.stat().st_size:
+            time.sleep(wait)
+            process.kill()
+            break
+    return process.wait(timeout=600)
+
+
+def losses_of(folder: Path) -> dict[int, object]:
+    """Return the training loss of every step; a step that was done twice counts as it was last."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return {row["train/global_step"]: row["train/loss"] for row in found if "train/loss" in row}
+
+
+def sha256(folder: Path) -> str:
+    """Return the SHA-256 of the final weights."""
+    return hashlib.sha256((folder / "final" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def peer(folder: Path) -> None:
+    """Train the same model with Hugging Face's Trainer, from its last checkpoint if it has one."""
+    import torch
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )
+    from transformers.trainer_utils import get_last_checkpoint
+
+    class Losses(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+            if "loss" in (logs or {}):
+                with (folder / "metrics.jsonl").open("a") as file:
+                    row = {"train/global_step": state.global_step, "train/loss": logs["loss"]}
+                    file.write(json.dumps(row) + "\n")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(42)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64, "vocab_size": 320}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    ids = torch.randint(320, (65, 32), generator=torch.Generator().manual_seed(0)).tolist()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            max_steps=PEER_STEPS,
+            per_device_train_batch_size=16,
+            save_steps=PEER_SAVES,
+            save_total_limit=2,
+            logging_steps=1,
+            learning_rate=3e-3,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            seed=42,
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in ids],
+        callbacks=[Losses()],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    model.save_pretrained(folder / "final")
+
+
+if __name__ == "__main__":
+    main()
