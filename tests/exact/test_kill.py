@@ -35,21 +35,21 @@ def test_killed_three_times_at_an_operation_on_the_disk(
 
 
 @pytest.mark.slow
-def test_killed_at_every_twelfth_operation_of_a_whole_run(
+def test_killed_at_every_sixteenth_operation_of_a_whole_run(
     here: Path, whole: dict[str, str]
 ) -> None:
     count = len(faults.operations(lambda: train("counted")))
     assert count > 300
-    for number in range(0, count, 12):
+    for number in range(0, count, 16):
         # the continuation is killed as well: on its way in, or further on
-        again = finishes_exactly("any", number, 7 + number // 3, power_cut=number % 24 == 0)
+        again = finishes_exactly("any", number, 7 + number // 3, power_cut=number % 32 == 0)
         assert again == whole, number
         shutil.rmtree("outputs/any")
 
 
 @pytest.mark.slow
 def test_the_real_command_killed_at_random_times(here: Path) -> None:
-    longer = ("train.max_steps=200", "checkpoint.every_steps=5", "resume=auto")
+    longer = ("train.max_steps=120", "checkpoint.every_steps=5", "resume=auto")
     assert run(*command("calm", *longer), cwd=here).returncode == 0
     letters, kills = random.Random(0), 0
     for _ in range(60):
@@ -68,7 +68,7 @@ def test_the_real_command_killed_at_random_times(here: Path) -> None:
             if metrics.exists() and metrics.stat().st_size > seen:
                 break
         time.sleep(letters.uniform(0, 0.6))
-        if process.poll() is None and kills < 6:
+        if process.poll() is None and kills < 5:
             kills += 1
             os.kill(process.pid, signal.SIGKILL)
         errors = process.communicate(timeout=120)[1]
