@@ -26,7 +26,9 @@ from llmexp.errors import RequestError
 Value = str | int | float | bool | None
 WORD = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)  # what needs no quotes, and stays a text without
 NO_WORDS = ("true", "false", "null", "nan", "inf")
-GRAMMAR = "choice(4,8), interval(0,1), int(interval(1,9)), tag(log,interval(1e-5,1e-3)), range(1,9,2), glob(*)"
+GRAMMAR = (
+    "choice(4,8), interval(0,1), int(interval(1,9)), tag(log,interval(1e-5,1e-3)), range(1,9,2)"
+)
 
 
 @dataclass(frozen=True)

@@ -77,14 +77,14 @@ def connect(address: str) -> BaseStorage:
 
 
 def _with_driver(address: str) -> str:
-    """Name the driver that is installed, where an address names none: SQLAlchemy's choice changes."""
+    """Name the driver that is installed if an address names none: SQLAlchemy's choice changes."""
     scheme, _, rest = address.partition("://")
     found = [name for name in DRIVERS.get(scheme, ()) if importlib.util.find_spec(name)]
     return f"{scheme}+{found[0]}://{rest}" if found else address
 
 
 class WriterLock:
-    """The lock of a journal, kept by the kernel: Optuna's own outlives a killed writer by 30 s."""
+    """The lock of a journal, kept by the kernel: Optuna's own outlives a killed writer."""
 
     def __init__(self, journal: Path) -> None:
         self._lock = Lock(journal.with_name(f".{journal.name}.lock"))

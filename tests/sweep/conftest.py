@@ -1,4 +1,4 @@
-"""Sweeps of a task made of arithmetic (toy/task.py), as commands: what a user types, and may kill."""
+"""Sweeps of a task made of arithmetic (toy/task.py) as commands: what one types, and may kill."""
 
 import json
 import os

@@ -96,7 +96,8 @@ def grpc() -> Iterator[str]:
     serve = (
         "from optuna.storages import run_grpc_proxy_server\n"
         "from llmexp.sweep.storage import connect\n"
-        f"run_grpc_proxy_server(connect({folder + '/study.journal'!r}), host='127.0.0.1', port={port})"
+        f"journal = connect({folder + '/study.journal'!r})\n"
+        f"run_grpc_proxy_server(journal, host='127.0.0.1', port={port})"
     )
     server = subprocess.Popen([sys.executable, "-c", serve], cwd=Path(__file__).parents[2])
     try:

@@ -1,7 +1,7 @@
 """Kill the sweeper, a job, or both, at any instant: the same command goes on.
 
-Every job writes one line per validation. So a trial that was run twice, lost, or begun anew behind its
-checkpoint shows: six validations are six lines, in exactly n_trials folders.
+Every job writes one line per validation. So a trial that was run twice, lost, or begun anew behind
+its checkpoint shows: six validations are six lines, in exactly n_trials folders.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Any launcher of Hydra runs a search: the trial travels in one variable, its result by the storage."""
+"""Any launcher of Hydra runs a search: a variable brings the trial, the storage its result back."""
 
 import importlib.util
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""A lock lives exactly as long as its process: kill -9 frees it, a forked child does not keep it."""
+"""A lock lives as long as its process: kill -9 frees it, and a forked child does not keep it."""
 
 import os
 import subprocess

@@ -170,13 +170,11 @@ def test_a_job_that_wakes_up_after_its_trial_was_started_again_leaves(tmp_path: 
 
 
 def test_a_worker_that_is_elsewhere_is_not_declared_dead(tmp_path: Path) -> None:
-    with study(tmp_path) as worker:
-        claimed(worker)
-        elsewhere = tmp_path / ".study" / "gone"
-        for file in (tmp_path / ".study").glob("worker-*"):
-            file.rename(elsewhere)  # as if its sweep folder were on another machine
-        with study(tmp_path) as other:
-            assert claimed(other).number == 1
+    in_a_process_that_dies(lambda: claimed(study(tmp_path).__enter__()))
+    for file in (tmp_path / ".study").glob("worker-*"):
+        file.unlink()  # as if its sweep folder were on another machine
+    with study(tmp_path) as other:
+        assert claimed(other).number == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The real thing: python -m llmexp.train -m, killed in the middle of a trial, ends as if it was not."""
+"""The real thing, python -m llmexp.train -m: killed within a trial, it ends as if it was not."""
 
 import json
 import os
