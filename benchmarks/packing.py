@@ -1,10 +1,11 @@
 """What packing and the token store are worth, beside what others do with the same lines.
 
-    python benchmarks/packing.py [--text FILE] [--rounds 5] [--copies 100] > benchmarks/results/packing.md
+    python benchmarks/packing.py [--text FILE] > benchmarks/results/packing.md
 
-Part 1 trains a model of gpt2-nano's size on the same examples in the same order, four ways, in turns.
-Part 2 reads and tokenises the text so many times over, by llmexp and by `datasets.map`, in turns, each in
-a process of its own. Only the ratios are to be trusted: the seconds are those of the machine and the hour.
+Part 1 trains a model of gpt2-nano's size on the same examples in the same order, four ways, in
+turns. Part 2 reads and tokenises the text so many times over, by llmexp and by `datasets.map`, in
+turns, each in a process of its own. Only the ratios are to be trusted: the seconds are those of the
+machine and the hour.
 """
 
 import argparse

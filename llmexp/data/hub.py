@@ -25,9 +25,11 @@ class HubSource:
         self._key = key
         self.spec = spec
         match = SPEC.fullmatch(spec)
-        assert match is not None  # it takes any text
-        self._path, self._subset = match["path"], match["subset"]
-        self._split = match["split"] or "train"
+        if match is None or Path(spec).expanduser().is_dir():
+            self._path, self._subset, self._split = spec, None, "train"
+        else:
+            self._path, self._subset = match["path"], match["subset"]
+            self._split = match["split"] or "train"
 
     @cached_property
     def dataset(self) -> Any:
@@ -47,9 +49,10 @@ class HubSource:
         except Exception as error:  # of many kinds: network, hub, format, missing split
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RequestError(
-                f"{self._key}={self.spec} cannot be loaded ({reason:.200}): with no network, bring "
-                "it as a folder (hf download --repo-type dataset OWNER/NAME --local-dir FOLDER), set "
-                f"{self._key}=FOLDER; a subset and a split are named OWNER/NAME:SUBSET@SPLIT"
+                f"{self._key}={self.spec} cannot be loaded ({reason:.200}): with no network, "
+                "bring it as a folder (hf download --repo-type dataset OWNER/NAME --local-dir "
+                f"FOLDER) and set {self._key}=FOLDER; a subset and a split are named "
+                "OWNER/NAME:SUBSET@SPLIT"
             ) from error
 
     @property

@@ -46,7 +46,8 @@ class Encoder:
         self._tokenizer.no_padding()
         self.end: int = tokenizer.eos_token_id
         self.start = self._prefix()
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+        highest = max(self._tokenizer.get_vocab().values())
+        self.dtype = np.dtype(np.uint16 if highest < 1 << 16 else np.uint32)
         described = [backend, self.end, self.start, getattr(tokenizer, "chat_template", None)]
         self.identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
 

@@ -51,9 +51,7 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def corpus(
-    source: Callable[..., Source], tokenizer: Any, tmp_path: Path
-) -> Callable[..., Corpus]:
+def corpus(source: Callable[..., Source], tokenizer: Any, tmp_path: Path) -> Callable[..., Corpus]:
     """Tokenise corpus(option, seed=..., batch_size=..., **changes)."""
 
     def make(

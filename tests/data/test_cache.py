@@ -1,5 +1,6 @@
 """The cache: the same bytes for the same request, built once, never believed when damaged."""
 
+import functools
 import multiprocessing
 import os
 import shutil
@@ -26,7 +27,9 @@ def path(tmp_path: Path) -> str:
 
 def files(cache: Path) -> dict[str, bytes]:
     return {
-        str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()
+        str(path.relative_to(cache)): path.read_bytes()
+        for path in cache.rglob("*")
+        if path.is_file()
     }
 
 
@@ -86,7 +89,9 @@ def test_a_damaged_cache_is_built_again(
 ) -> None:
     whole = corpus("text", path=path)
     before = files(tmp_path / "cache")
-    for store in sorted(place for place in before if place.endswith(("tokens.bin", "train.ranges"))):
+    for store in sorted(
+        place for place in before if place.endswith(("tokens.bin", "train.ranges"))
+    ):
         victim = tmp_path / "cache" / store
         content = bytearray(before[store])
         if damage == "flip":
@@ -112,7 +117,8 @@ def test_a_kill_at_any_operation_leaves_no_cache_that_is_believed(
     number = 0
     while True:
         cache = tmp_path / f"cache-{number}"
-        got_through = not faults.killed(number, lambda c=cache: corpus("text", path=path, cache_dir=c))
+        work = functools.partial(corpus, "text", path=path, cache_dir=cache)
+        got_through = not faults.killed(number, work)
         assert corpus("text", path=path, cache_dir=cache).fingerprint == expected.fingerprint
         assert files(cache) == whole
         shutil.rmtree(cache)
@@ -122,7 +128,9 @@ def test_a_kill_at_any_operation_leaves_no_cache_that_is_believed(
     assert number > 20
 
 
-def _load(path: str, cache: Path, source: Callable[..., Source], tokenizer: Any, queue: Any) -> None:
+def _load(
+    path: str, cache: Path, source: Callable[..., Source], tokenizer: Any, queue: Any
+) -> None:
     queue.put(source("text", path=path).tokenize(tokenizer, cache_dir=cache).fingerprint)
 
 

@@ -36,8 +36,12 @@ PACKED: dict[str, dict[str, Any]] = {
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "OPT": {
-        **{name: WIDTH[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")},
-        **{"num_attention_heads": 2, "ffn_dim": 64, "word_embed_proj_dim": 32},
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
         "max_position_embeddings": 64,
     },
     "Bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 2},
@@ -125,7 +129,8 @@ def test_a_model_without_positions_is_refused() -> None:
             self.head = torch.nn.Linear(1, 96)
 
         def forward(self, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
-            return self.head(input_ids[..., None].float())
+            logits: torch.Tensor = self.head(input_ids[..., None].float())
+            return logits
 
     packs, reason = can_pack(Old())
     assert not packs

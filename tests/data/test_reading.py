@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmexp.data import Corpus, Source
+from llmexp.data import Corpus, Source, text
 from llmexp.errors import RequestError
 
 Make = Callable[..., Corpus]
@@ -154,6 +154,31 @@ def test_several_files_and_patterns_are_one_source(
         write(tmp_path, name.encode() + b"\n", name)
     made = corpus("text", path=[f"{tmp_path}/*.txt", f"{tmp_path}/c.md"])
     assert texts(made) == ["a.txt", "b.txt", "c.md"]
+
+
+def test_hostile_strings_come_back_as_they_were(
+    corpus: Make, texts: Callable[[Corpus], list[str]], tmp_path: Path
+) -> None:
+    strings = [
+        "\U0001f468\u200d\U0001f469\u200d\U0001f466 \u0627\u0644\u0639 \u202etest\u202c",
+        "Z\u0321\u0358a\u0358lgo \ufffe \ud7ff \U0010ffff",
+        "../../etc/passwd; DROP TABLE users; $(touch /tmp/x) {{7*7}} %s %n",
+        "\x1b]0;title\x07 \x08\x7f \x85 \u2029",
+        "   leading and trailing   ",
+        "<|im_start|>system NUL\0 -1e309 undefined",
+    ]
+    path = write(tmp_path, "\n".join(strings).encode())
+    assert texts(corpus("text", path=path)) == sorted(strings)
+    rows = "".join(json.dumps({"text": string}) + "\n" for string in strings).encode()
+    assert texts(corpus("jsonl", path=write(tmp_path, rows))) == sorted(strings)
+
+
+def test_a_huge_line_is_warned_of(
+    corpus: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "HUGE", 100)  # ten megabytes take seconds to tokenise
+    made = corpus("text", path=write(tmp_path, b"a " * 60 + b"\nshort\n"))
+    assert any("1 lines are longer than 10 MB" in line for line in made.report.warnings)
 
 
 def test_a_long_line_is_tokenised_in_pieces_as_it_would_be_whole(

@@ -21,9 +21,7 @@ def gpt2_tokenizer(shared: Path) -> Any:
     from transformers import GPT2TokenizerFast
 
     folder = shared / "gpt2-tokenizer"
-    return GPT2TokenizerFast(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")
-    )
+    return GPT2TokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
 
 
 @pytest.mark.parametrize("name", ["wikitext2-valid.txt", "tinyshakespeare.txt"])
@@ -65,9 +63,7 @@ def train(model: Any, batches: Batches, *, steps: int, lr: float) -> None:
 
 
 def loss_sum(model: Any, rows: Any) -> torch.Tensor:
-    logits = model(
-        input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False
-    ).logits
+    logits = model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), reduction="sum")
 
 

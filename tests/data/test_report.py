@@ -56,7 +56,9 @@ def test_padding_is_what_a_step_would_compute(corpus: Make) -> None:
 
 def test_the_preview_shows_what_is_masked(corpus: Make, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text("".join(f'{{"prompt": "say\\u001b {n}", "completion": "{n}"}}\n' for n in range(9)))
+    path.write_text(
+        "".join(f'{{"prompt": "say\\u001b {n}", "completion": "{n}"}}\n' for n in range(9))
+    )
     report = corpus("jsonl", path=str(path), validation_path=str(path)).report
     lines = report.lines()
     start = lines.index("example 1     masked  'say\\x1b 0\\n'")

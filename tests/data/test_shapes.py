@@ -190,9 +190,7 @@ def test_texts_are_what_will_be_tokenised(source: Callable[..., Source], tmp_pat
     ]
 
 
-def test_begin_of_text_comes_once_where_the_tokenizer_wants_it(
-    parts: Any, tokenizer: Any
-) -> None:
+def test_begin_of_text_comes_once_where_the_tokenizer_wants_it(parts: Any, tokenizer: Any) -> None:
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -72,7 +72,9 @@ def test_one_text_many_times_is_refused(sides: Any) -> None:
         sides(["one", "one ", " one"])
 
 
-def test_duplicates_are_counted_and_can_be_dropped(corpus: Make, sides: Any, tmp_path: Path) -> None:
+def test_duplicates_are_counted_and_can_be_dropped(
+    corpus: Make, sides: Any, tmp_path: Path
+) -> None:
     lines = [*LINES, *LINES[:50], *LINES[:50], "cafe\u0301 au lait", "caf\u00e9 au lait"]
     sides(lines)
     path = str(tmp_path / "data.txt")
@@ -159,7 +161,9 @@ def test_blocks_are_full_and_hold_every_token_of_their_side(
 ) -> None:
     path = tmp_path / "data.txt"
     path.write_text("\n".join(LINES))
-    lines, blocks = (corpus("text", path=str(path), unit=u, max_length=32) for u in ("example", "block"))
+    lines, blocks = (
+        corpus("text", path=str(path), unit=u, max_length=32) for u in ("example", "block")
+    )
     for one, other in ((lines.train, blocks.train), (lines.validation, blocks.validation)):
         text = np.concatenate([example.input_ids for example in one])
         assert {len(example.input_ids) for example in list(other)[:-1]} == {33}
