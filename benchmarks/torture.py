@@ -60,8 +60,9 @@ def main() -> None:
         from tiny_runs import LINES
 
         Path("lines.txt").write_text("\n".join(LINES))
+        count = operations_of_a_run()
         table = [("fault", "tried", "finished", "differ", "lost")]
-        table += [random_kills(given.kills), *operations(given.every), damages()]
+        table += [random_kills(given.kills), *operations(given.every, count), damages()]
         report = [*rows(table), "", *against_trainer(given.peer_kills)]
     minutes = (time.monotonic() - began) / 60
     report = [*heading(given, minutes), *report]
@@ -174,18 +175,25 @@ def random_kills(count: int) -> tuple[object, ...]:
                 break
         finished += code == 0
         differ += differing("killed", expected) if code == 0 else 0
+        print(f"{kills} kills", file=sys.stderr)
     return "kill -9 at a random instant", kills, finished, differ, lost
 
 
-def operations(every: int) -> Iterator[tuple[object, ...]]:
-    """Fail at the n-th operation on the disk of a whole run, then start it again."""
+def operations_of_a_run() -> int:
+    """Count them; what is imported here need not be imported in every child."""
     from tiny_runs import train
 
     from llmexp.durable import faults
 
-    expected = reference("plain")
     with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
-        count = len(faults.operations(lambda: train("counted")))
+        return len(faults.operations(lambda: train("counted")))
+
+
+def operations(every: int, count: int) -> Iterator[tuple[object, ...]]:
+    """Fail at the n-th operation on the disk of a whole run, then start it again."""
+    from llmexp.durable import faults
+
+    expected = reference("plain")
 
     def death(number: int, power_cut: bool) -> Callable[[], object]:
         return lambda: faults.hooked(faults._Death(number, power_cut))
