@@ -56,7 +56,7 @@ def fit(
         # -- clip, step, zero -----------------------------------------------------------------
         precision.scaler.unscale_(optimizer)
         grad_norm = clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-        skipped = plan.on_spike == "skip" and state.is_spike(step_loss, grad_norm)
+        skipped = plan.on_spike == "skip" and state.is_spike(step_loss, grad_norm, batch)
         if not skipped:
             step_if_finite(optimizer, precision.scaler, step_loss + grad_norm)
         precision.scaler.update()
@@ -223,10 +223,10 @@ class State:
         known = (self.step, batch.label_tokens, batch.indices, skipped)
         self.pending.append((torch.stack([loss, grad_norm.to(loss)]), known))
 
-    def is_spike(self, loss: Tensor, grad_norm: Tensor) -> bool:
+    def is_spike(self, loss: Tensor, grad_norm: Tensor, batch: "Batch") -> bool:
         """Say whether a step stands out from those before it; waits for its numbers."""
         self.settle()
-        return self.health.is_spike(loss.item(), grad_norm.item())
+        return self.health.is_spike(loss.item(), grad_norm.item(), batch.indices)
 
     def settle(self) -> None:
         """Wait for the numbers of the steps taken since the last call, and add them up in order."""

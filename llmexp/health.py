@@ -60,6 +60,7 @@ class Health:
     losses: list[float] = field(default_factory=list)  # of the last finite steps
     grad_norms: list[float] = field(default_factory=list)  # likewise
     rollbacks: list[list[int]] = field(default_factory=list)  # [at step, weights of step]
+    size: int = 0  # examples of a whole step; the last one of an epoch may be smaller, and noisier
 
     def __post_init__(self) -> None:
         self.findings: list[Finding] = []  # that nobody was told of yet
@@ -81,16 +82,21 @@ class Health:
             self.streak.append([step, *examples])
             self.longest = max(self.longest, self.streak, key=len)[:OVERFLOWS]
             return False
-        if self.is_spike(loss, grad_norm):
+        self.streak = []
+        self.size = max(self.size, len(examples))
+        if len(examples) < self.size:
+            return True
+        if self.is_spike(loss, grad_norm, examples):
             self.findings.append(finding)
             self.spikes += 1
-        self.streak = []
         self.losses = [*self.losses[1 - WINDOW :], loss]
         self.grad_norms = [*self.grad_norms[1 - WINDOW :], grad_norm]
         return True
 
-    def is_spike(self, loss: float, grad_norm: float) -> bool:
-        """Say whether either number stands out from those of the steps before."""
+    def is_spike(self, loss: float, grad_norm: float, examples: Sequence[int]) -> bool:
+        """Say whether either number of a whole step stands out from those of the steps before."""
+        if len(examples) < self.size:
+            return False
         return stands_out(self.losses, loss) or stands_out(self.grad_norms, grad_norm)
 
     def trouble(self, scale: float | None, *, first: bool) -> str | None:

@@ -60,10 +60,7 @@ def load(
         "duplicates": duplicates,
     }
     mistakes = [*_wrong_choices(chosen), *_wrong_numbers(max_length, val_size)]
-    mistakes += [
-        f"data.columns.{column} does not exist: there are {', '.join(COLUMNS)}"
-        for column in sorted(set(columns) - set(COLUMNS))
-    ]
+    mistakes += _unknown_columns(columns)
     train, missing = _found(format, path, key="data.path")
     validation: reading.Origin | None = None
     if validation_path is not None:
@@ -88,6 +85,13 @@ def load(
     )
     source.check()
     return source
+
+
+def _unknown_columns(columns: Mapping[str, str | None]) -> list[str]:
+    return [
+        f"data.columns.{column} does not exist: there are {', '.join(COLUMNS)}"
+        for column in sorted(set(columns) - set(COLUMNS))
+    ]
 
 
 def _wrong_choices(chosen: Mapping[str, str]) -> Iterator[str]:

@@ -164,6 +164,10 @@ def test_a_spike_is_6_sigma_above_the_last_128_steps() -> None:
         health = healthy(WINDOW)
         health.take(200, loss, norm, examples=(7,), skipped=False)
         assert health.spikes == len(health.findings) == spikes
+    uneven = healthy(WINDOW)
+    uneven.take(200, 3.2, 1.1, examples=(1, 2, 3), skipped=False)
+    uneven.take(201, 9.0, 9.0, examples=(4,), skipped=False)  # the rest of an epoch: noisier
+    assert uneven.spikes == 0
     early = healthy(WINDOW // 2 - 1)
     early.take(200, 9.0, 9.0, examples=(), skipped=False)
     assert early.spikes == 0
