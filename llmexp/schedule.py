@@ -1,7 +1,8 @@
-"""Learning-rate schedules: pure functions of the optimizer step, so a resumed run needs no scheduler state.
+"""Learning-rate schedules: pure functions of the optimizer step, so a resumed run needs no
+scheduler state.
 
-`step` counts from 0, `total` is the number of steps of the run; the result multiplies the peak learning rate.
-Every schedule begins above zero, so that the first step learns, and ends above zero unless `floor` and rounding say so.
+`step` counts from 0, `total` is the number of steps of the run; the result multiplies the peak
+learning rate. Every schedule begins above zero, so that the first step learns.
 """
 
 import math

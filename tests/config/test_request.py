@@ -68,8 +68,8 @@ def test_a_misspelt_key_is_refused_with_the_right_one(key: str, prefix: str) -> 
         ("optimizer._target_=llmexp.request.os", "is not a function or class of"),
         ("optimizer._target_=torch.optim.adamw.Tensor", "is not a function or class of"),
         ("data._target_=llmexp.train.nothing", "does not exist"),
-        ("+hub.token=hf_abc", "looks like a secret"),
-        ("+wandb_api_key=abc", "looks like a secret"),
+        ("+hub.token=hf_abc", "looks like a secret or holds one"),
+        ("+wandb_api_key=abc", "looks like a secret or holds one"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_law(override: str, says: str) -> None:

@@ -63,7 +63,11 @@ def test_a_fresh_model_of_any_family_by_its_folder(tmp_path: Path) -> None:
     from transformers import LlamaConfig
 
     LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     ).save_pretrained(tmp_path)
     train_tokenizer(TEXTS, vocab_size=300).save_pretrained(tmp_path)
     model, _ = loaded(fresh(name=str(tmp_path), architecture=None, dropout=None))
@@ -76,7 +80,12 @@ def test_no_hub_and_no_copy_is_refused_within_seconds() -> None:
     with pytest.raises(RequestError) as caught:
         fresh(weights="openai-community/gpt2-medium").config()
     assert time.monotonic() - started < 10
-    for part in ("model.safetensors", "tokenizer.json", "model.weights=MY_FOLDER", "model.weights=null"):
+    for part in (
+        "model.safetensors",
+        "tokenizer.json",
+        "model.weights=MY_FOLDER",
+        "model.weights=null",
+    ):
         assert part in str(caught.value)
 
 
