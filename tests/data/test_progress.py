@@ -1,8 +1,11 @@
 """A long reading shows a bar on a terminal and plain lines anywhere else."""
 
+import fcntl
 import os
 import pty
+import struct
 import sys
+import termios
 
 import pytest
 
@@ -31,6 +34,8 @@ def test_a_short_reading_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    os.set_blocking(leader, False)
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
