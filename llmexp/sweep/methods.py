@@ -1,6 +1,7 @@
 """Samplers and pruners, built from their config groups."""
 
 import importlib
+import importlib.util
 import random
 from typing import Any
 
@@ -11,6 +12,7 @@ from llmexp.errors import RequestError
 from llmexp.sweep.space import Space
 
 Config = dict[str, Any]  # {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8, ...}
+NEEDS = {"QMCSampler": "scipy", "GPSampler": "scipy", "CmaEsSampler": "cmaes"}  # when they sample
 SEQUENTIAL = ("GridSampler", "QMCSampler")  # walk one sequence, whose place is kept in the study
 
 
@@ -49,12 +51,10 @@ def _build(config: Config, kind: str) -> object:
         raise RequestError(
             f"hydra.sweeper.{kind}._target_={target}: only optuna.{kind}s.* may be called."
         )
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        raise RequestError(f"optuna's {name} needs {NEEDS[name]}: pip install {NEEDS[name]}")
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
-    except ImportError as error:
-        raise RequestError(
-            f"hydra/sweeper/{kind}={name} needs {error.name}: pip install {error.name}"
-        ) from error
     except (AttributeError, TypeError, ValueError) as error:
         raise RequestError(
             f"hydra/sweeper/{kind}: {target} refuses {arguments}: {error}"

@@ -130,13 +130,7 @@ class Study:
 
     def _start(self, trial: optuna.trial.Trial, attempt: int) -> Claim:
         """Draw what has no value yet, a kill may have come between, and claim the trial."""
-        try:
-            searched = self.space.searched.items()
-            params = {key: _suggest(trial, key, found) for key, found in searched}
-        except ImportError as error:
-            raise RequestError(
-                f"This sampler needs {error.name}: pip install {error.name}"
-            ) from error
+        params = {key: _suggest(trial, key, found) for key, found in self.space.searched.items()}
         trial.set_user_attr("worker", self._worker)
         trial.set_user_attr("attempt", attempt)
         return Claim(trial.number, attempt, params, trial.user_attrs.get("point", {}))
