@@ -16,7 +16,6 @@ FEW = 1000  # training examples below which a warning is due
 SAMPLED_STEPS = 32  # for the share of padding
 SHOWN = 160  # characters of each part of a previewed example
 
-
 Preview = tuple[tuple[tuple[str, bool], ...], ...]  # per example, per part: text, is it trained
 
 
@@ -44,7 +43,8 @@ class DataReport:
     overlap: int  # validation texts that are in the training file too
     notes: Mapping[str, int]  # counts of what was met while reading
     end_of_text: str
-    stops: int  # documents whose end-of-text is trained
+    documents: int  # read, repeats included
+    stops: int  # of them end with an end-of-text that is trained
     padding: Padding
     preview: Preview
 
@@ -76,7 +76,12 @@ class DataReport:
             "padding_to_max_length": self.padding.to_max_length,
             "padding_to_longest": self.padding.to_longest,
             "padding_packed": self.padding.packed,
-            "end_of_text_trained": self.stops,
+            "end_of_text_trained": self.stops / self.documents,
+            **{
+                f"train_lengths_up_to_{1 << number}": count
+                for number, count in enumerate(self.train.histogram)
+                if count
+            },
             **{f"lines_{name}": count for name, count in self.notes.items()},
         }
 
@@ -113,10 +118,12 @@ class DataReport:
             yield f"left out      {self.notes['blank']:,} blank lines or records"
 
     def _stops(self) -> str:
-        total = self.train.documents + self.validation.documents
-        if self.stops >= total:
-            return f"{self.end_of_text} ends every example and is trained"
-        return f"{self.end_of_text} ends every example; trained in {self.stops:,} of {total:,}"
+        cut_off = self.train.overlong if self.cutting.overlong == "truncate" else 0
+        which = f"all but {cut_off:,} examples" if cut_off else "every example"
+        if self.stops == self.documents:
+            return f"{self.end_of_text} ends {which} and is trained"
+        share = f"{self.stops:,} of {self.documents:,}"
+        return f"{self.end_of_text} ends {which}; it is trained in {share}"
 
     def _lengths(self) -> Iterator[str]:
         counts = np.array(self.train.histogram)
@@ -135,11 +142,11 @@ class DataReport:
             return f"nothing: the text is cut into blocks of {limit:,} tokens"
         if not train.overlong:
             return f"none: the longest has {train.longest:,} tokens, data.max_length={limit:,}"
-        done = {"split": "split", "truncate": "cut off", "error": "refused"}[self.cutting.overlong]
-        extra = f", {train.examples:,} examples in all" if self.cutting.overlong == "split" else ""
+        done = "split" if self.cutting.overlong == "split" else "cut off"
         return (
             f"{train.overlong:,} of {train.documents:,} ({train.overlong / train.documents:.1%}) "
-            f"{done} at data.max_length={limit:,}{extra}; the longest has {train.longest:,} tokens"
+            f"{done} at data.max_length={limit:,}: {train.examples:,} examples in all; the longest "
+            f"has {train.longest:,} tokens"
         )
 
     def _preview(self) -> Iterator[str]:

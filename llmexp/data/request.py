@@ -79,7 +79,13 @@ def load(
             columns={column: columns.get(column) for column in COLUMNS},
             loss_on=loss_on,
         ),
-        Cutting(max_length, unit, overlong, duplicates, None if validation else val_size),
+        Cutting(
+            max_length,
+            unit,
+            "split" if unit == "block" else overlong,
+            duplicates,
+            None if validation else val_size,
+        ),
         pack=pack,
         cache_dir=Path(cache_dir).expanduser() if cache_dir else _user_cache(),
     )

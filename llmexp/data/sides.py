@@ -22,7 +22,7 @@ class Cutting:
 
     max_length: int
     unit: str  # example | block
-    overlong: str  # split | truncate | error
+    overlong: str  # split | truncate | error; blocks are always split
     duplicates: str  # report | drop
     val_size: float | None  # the share of validation; None: there is a file for it
 
@@ -126,13 +126,14 @@ def _write(
 ) -> SideFacts:
     facts = SideFacts()
     mask = side.tokens.folder / "mask.bin" if side.tokens.facts["is_masked"] else None
-    overlong = cutting.overlong
     if cutting.unit == "block":
         chosen = _joined(folder, side, chosen, facts=facts, max_length=cutting.max_length)
         mask = mask and folder / f"{side.name}.mask.bin"
-        overlong = "split"
     with RangeWriter(
-        folder / f"{side.name}.ranges", mask, max_length=cutting.max_length, overlong=overlong
+        folder / f"{side.name}.ranges",
+        mask,
+        max_length=cutting.max_length,
+        overlong=cutting.overlong,
     ) as writer:
         for starts, lengths in chosen:
             if cutting.unit == "example":
@@ -167,7 +168,7 @@ def _joined(
 
 
 def _check(side: str, facts: SideFacts, cutting: Cutting) -> None:
-    if cutting.overlong == "error" and cutting.unit == "example" and facts.overlong:
+    if cutting.overlong == "error" and facts.overlong:
         raise RequestError(
             f"{facts.overlong:,} {side} examples are longer than data.max_length="
             f"{cutting.max_length} (the longest has {facts.longest:,} tokens): raise "

@@ -159,6 +159,7 @@ class Source:
             overlap=ranges["overlap"],
             notes=notes,
             end_of_text=end_of_text,
+            documents=sum(store.facts["documents"] for store in stores),
             stops=sum(store.facts["stops"] for store in stores),
             padding=padding,
             preview=preview,

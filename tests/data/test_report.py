@@ -78,7 +78,7 @@ def test_end_of_text_that_is_not_trained_is_said(corpus: Make, tmp_path: Path) -
     turns = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
     path.write_text((json.dumps({"messages": turns}) + "\n") * 3)
     made = corpus("jsonl", path=str(path), validation_path=str(path))
-    assert "trained in 0 of 6" in "\n".join(made.report.lines())
+    assert "it is trained in 0 of 6" in "\n".join(made.report.lines())
 
 
 def test_fewer_examples_than_a_step_needs_are_refused(corpus: Make, tmp_path: Path) -> None:
