@@ -64,7 +64,8 @@ POSITIVE = _number("a number above 0", lambda v: 0 < v < math.inf)
 NOT_NEGATIVE = _number("a number from 0", lambda v: 0 <= v < math.inf)
 FRACTION = _number("a number from 0 to below 1", lambda v: 0 <= v < 1)
 SHARE = _number(
-    "below 1 (a fraction of the run) or a whole number of steps", lambda v: 0 <= v < 1 or v % 1 == 0
+    "from 0 to below 1 (a fraction of the run) or a whole number of steps",
+    lambda v: 0 <= v < 1 or (v > 0 and v % 1 == 0),
 )
 TEXT = Rule("a text", lambda v: isinstance(v, str) and bool(v.strip()))
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))
@@ -194,13 +195,24 @@ def _secrets(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _globals(settings: Mapping[str, Any]) -> list[str]:
-    """Check the keys that are no part's: unknown ones, and the law of each."""
+    """Check the keys that are no part's: unknown and missing ones, and the law of each."""
     leaves = {key: value for key, value in flat(settings) if key.split(".")[0] not in PARTS}
+    sections = {key for key in leaves if any(rule.startswith(f"{key}.") for rule in RULES)}
     known = [*RULES, *PART_RULES, *PARTS]
     mistakes = [
+        f"{key}={shown(leaves[key])}: {key} is a section: name a setting in it, as in "
+        f"{next(rule for rule in RULES if rule.startswith(f'{key}.'))}=..."
+        for key in sorted(sections)
+    ]
+    mistakes += [
         f"{key} is no setting of llmexp{nearest(key, known)}"
         for key in leaves
-        if key not in RULES and not SECRET.search(key)
+        if key not in RULES and key not in sections and not SECRET.search(key)
+    ]
+    mistakes += [
+        f"{key} is missing: conf/train.yaml has it, and no page or override may take it away"
+        for key in RULES
+        if key not in leaves and key.split(".")[0] not in sections
     ]
     return mistakes + _broken(leaves, RULES)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmexp.command import arguments, command, model_folder
+from llmexp.config import refuse
 
 
 def main() -> None:
@@ -29,6 +30,13 @@ def _generate() -> None:
         },
         required=("run",),
         usage=__doc__,
+    )
+    refuse(
+        [
+            f"{key}={given[key]} does not hold: it must be at least {least}"
+            for key, least in (("count", 1), ("max_new_tokens", 1), ("temperature", 0), ("seed", 0))
+            if not given[key] >= least
+        ]
     )
     folder = model_folder(Path(given["run"]), given["which"])
     from llmexp.model import load_folder, pick_device

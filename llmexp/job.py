@@ -24,6 +24,7 @@ from llmexp.memory import budget, planner
 from llmexp.model import parameter_count, pick_device, quiet
 from llmexp.precision import NARROW, Precision
 from llmexp.run import Run, Trial, write_request
+from llmexp.schedule import steps_of
 from llmexp.signals import Stop, terminable
 
 log = logging.getLogger("llmexp")
@@ -231,13 +232,28 @@ def limit_threads(device: torch.device, width: int | None) -> None:
         torch.set_num_threads(1)
 
 
+def refuse_long_warmup(shape: Settings, steps: int) -> None:
+    """Refuse a warm-up (and decay) that leaves the run no step at its peak learning rate."""
+    shares = {key: shape[key] for key in ("warmup", "decay") if key in shape}
+    taken = sum(steps_of(share, steps) for share in shares.values())
+    if taken > steps or steps_of(shape["warmup"], steps) >= max(steps, 2):
+        told = " and ".join(f"schedule.{key}={share:g}" for key, share in shares.items())
+        raise RequestError(
+            f"{told} take {taken:,} of the run's {steps:,} steps, so the peak learning rate is "
+            "never "
+            "reached: lower them (below 1 they are fractions of the run), or train longer"
+        )
+
+
 def derive(settings: Settings, parts: Parts) -> engine.Plan:
     """Derive the numbers of the run: steps from epochs and batch size, the micro-batch from what
     fits."""
     wanted = settings["train"]
     per_epoch = parts.batches.steps_per_epoch
+    steps = wanted["max_steps"] or max(1, math.ceil(wanted["epochs"] * per_epoch))
+    refuse_long_warmup(settings["schedule"], steps)
     return engine.Plan(
-        steps=wanted["max_steps"] or max(1, math.ceil(wanted["epochs"] * per_epoch)),
+        steps=steps,
         steps_per_epoch=per_epoch,
         micro_batch_size=parts.fits.micro_batch_size,
         max_grad_norm=wanted["max_grad_norm"],
@@ -323,7 +339,7 @@ def plan_lines(settings: Settings, parts: Parts, plan: engine.Plan) -> list[str]
         f"device  {device_name(parts.device)}, {parts.precision.name}: {parts.precision.reason}",
         f"step    {wanted['batch_size']} examples = {rows} row{'s' if rows > 1 else ''} of at most "
         f"{length} tokens = {count} (of the first step)",
-        f"run     {plan.steps:,} steps = {plan.steps / plan.steps_per_epoch:.2f} epochs x "
+        f"run     {plan.steps:,} steps = {plan.steps / plan.steps_per_epoch:.3g} epochs x "
         f"{plan.steps_per_epoch:,} steps, a validation every {wanted['validate_every']:g} epochs",
         *parts.fits.lines,
     ]

@@ -2,6 +2,7 @@
 own files."""
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def words(
     lines += [
         "## Validations",
         "",
-        "| step | epoch | train loss | validation loss | perplexity |",
+        "| step | epoch | train loss since the last row | validation loss | perplexity |",
         "|---|---|---|---|---|",
     ]
     for row in metrics:
@@ -84,6 +85,7 @@ def draw(metrics: Rows, path: Path) -> bool:
     validation = _series(metrics, "eval/loss")
     if not train and not validation:
         return False
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -146,14 +146,21 @@ def _forced(override: Override, folders: list[Path], mistakes: list[str]) -> Ite
     """Yield what to compose for one override; note an option that its group does not have."""
     key, line = override.key_or_group, override.input_line or ""
     groups = [folder / key.split("@")[0] for folder in folders]
-    if key.startswith("hydra") or override.is_delete():
+    if key.startswith("hydra"):
         yield line
+    elif override.is_delete():
+        mistakes.append(
+            f"~{key}: every setting is needed and none can be deleted: give it another value, as "
+            "in "
+            f"{key}=..."
+        )
     elif any(group.is_dir() for group in groups) or key in PATCHES:
         options = sorted({path.stem for group in groups for path in group.glob("*.yaml")})
         wrong = [v for v in _values(override) if v not in (*options, None) and "/" not in str(v)]
-        there = f"There are: {', '.join(options) or 'none'}"
         mistakes += [
-            f"{key}={v} does not exist{config.nearest(str(v), options)} {there}" for v in wrong
+            f"{key}={v} does not exist{config.nearest(str(v), options) or '.'} "
+            f"There are: {', '.join(options) or 'none'}"
+            for v in wrong
         ]
         if not wrong:
             yield f"{key}={_first(override)}"

@@ -8,14 +8,14 @@ learning rate. Every schedule begins above zero, so that the first step learns.
 import math
 
 
-def _steps(amount: float, total: int) -> int:
+def steps_of(amount: float, total: int) -> int:
     """Read `amount`: below 1 a fraction of the run, from 1 on a number of steps."""
     return round(amount * total) if amount < 1 else int(amount)
 
 
 def _warmup(step: int, total: int, warmup: float) -> tuple[float, float]:
     """Return the warm-up's multiplier, and how much of the rest of the run is done, in [0, 1)."""
-    rising = _steps(warmup, total)
+    rising = steps_of(warmup, total)
     if step < rising:
         return (step + 1) / rising, 0.0
     return 1.0, (step - rising) / max(1, total - rising)
@@ -41,6 +41,6 @@ def cosine(step: int, total: int, *, warmup: float, floor: float) -> float:
 def wsd(step: int, total: int, *, warmup: float, decay: float, floor: float) -> float:
     """Warm up, stay, and fall linearly over the last `decay` (https://arxiv.org/abs/2404.06395)."""
     rise, _ = _warmup(step, total, warmup)
-    falling = _steps(decay, total)
+    falling = steps_of(decay, total)
     progress = max(0, step - (total - falling)) / max(1, falling)
     return rise * (1 - (1 - floor) * progress)

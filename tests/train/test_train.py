@@ -206,6 +206,23 @@ def test_rows_longer_than_the_model_are_refused(run: Run) -> None:
     assert "data.max_length=512" in done.stderr
 
 
+def test_a_schedule_that_never_reaches_its_peak_is_refused(run: Run) -> None:
+    for wrong in (
+        ["schedule.warmup=9"],
+        ["schedule=wsd", "schedule.warmup=0.9", "schedule.decay=0.9"],
+    ):
+        done = run("train", *TEXT, "train.max_steps=4", *wrong)
+        assert done.returncode == 2, done.stderr
+        assert "peak learning rate" in done.stderr
+
+
+def test_generate_refuses_numbers_that_make_no_sense(finished: tuple[Path, str], run: Run) -> None:
+    done = run("generate", f"run={finished[0]}", "count=0", "max_new_tokens=-1", "temperature=-2")
+    assert done.returncode == 2
+    for key in ("count", "max_new_tokens", "temperature"):
+        assert f"{key}=" in done.stderr
+
+
 def test_no_logger_means_no_wandb(run: Run, tmp_path: Path) -> None:
     (tmp_path / "wandb.py").write_text("raise RuntimeError('wandb was imported')")
     done = run("train", *TEXT, "train.max_steps=1")
