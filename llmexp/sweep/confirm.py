@@ -1,5 +1,6 @@
 """Was it the seed? The best trials again, each over fresh seeds."""
 
+import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from llmexp.sweep.outcome import ranking
 
 if TYPE_CHECKING:
     from llmexp.sweep.search import Search
+
+log = logging.getLogger("llmexp.sweep")
 
 
 def confirm(
@@ -43,6 +46,8 @@ def confirm(
     name = f"{search.settings.study_name}.confirm"
     with search.study(name, math.inf, fixed_points=True) as study:
         study.enqueue(points)
+        numbers = ", ".join(str(trial.number) for trial in top)
+        log.info("study %s: trials %s again, over %d fresh seeds each", name, numbers, seeds)
         search.run_trials(study, {"_target_": "optuna.pruners.NopPruner"})
         wanted = [more for _, more in points]
         done = [t for t in ranking(study.trials()) if t.user_attrs["point"] in wanted]

@@ -9,12 +9,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from llmexp.sweep.space import Space
 
+PLAIN = {"complete": "finished", "fail": "failed"}  # where somebody else told the end
 ENOUGH = 8  # finished trials, below which their scatter says nothing
 
 
 def state(trial: FrozenTrial) -> str:
     """Return finished, pruned, infeasible, refused, failed, running or waiting."""
-    return str(trial.user_attrs.get("state", trial.state.name.lower()))
+    name = trial.state.name.lower()
+    return str(trial.user_attrs.get("state", PLAIN.get(name, name)))
 
 
 def best_loss(trial: FrozenTrial) -> float | None:

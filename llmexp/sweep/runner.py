@@ -72,9 +72,8 @@ class Runner:
             job = self._job_of(claim)
             self._open[claim.number] = claim, job
             again = f" (start {claim.attempt + 1})" if claim.attempt else ""
-            log.info(
-                "trial %d%s: %s", claim.number, again, " ".join(map(_shown, claim.params.items()))
-            )
+            point = [*map(_shown, claim.params.items()), *claim.point.get("overrides", [])]
+            log.info("trial %d%s: %s", claim.number, again, " ".join(point))
             self._launch.submit(job)
         if not self._launch.busy():
             if adopted:
