@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from llmexp.config import refuse
 from llmexp.data import reading
 from llmexp.data.files import find
 from llmexp.data.hub import HubSource
@@ -12,7 +13,6 @@ from llmexp.data.render import COLUMNS
 from llmexp.data.sides import Cutting
 from llmexp.data.source import Source
 from llmexp.data.text import TextOptions
-from llmexp.errors import RequestError
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -46,10 +46,7 @@ def load(
     drop_control: bool,
     cache_dir: str | None,
 ) -> "Source":
-    """Check a request for data and return its source; conf/data says what each argument means.
-
-    Raises RequestError with everything that is wrong, before a model is loaded.
-    """
+    """Check a request for data and return its source; raises RequestError with all mistakes."""
     chosen = {
         "format": format,
         "example": example,
@@ -66,8 +63,7 @@ def load(
     if validation_path is not None:
         validation, absent = _found(format, validation_path, key="data.validation_path")
         missing += absent
-    if mistakes + missing:
-        raise RequestError("\n".join(mistakes + missing))
+    refuse(mistakes + missing)
     source = Source(
         name,
         train,

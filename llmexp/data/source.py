@@ -61,10 +61,10 @@ class Source:
         if found == 0:
             raise RequestError(f"{named} holds nothing but blanks: give a file with text")
         if found < needed:
-            cure = "data.example=line or paragraph, " if self.shape == TEXT else ""
             raise RequestError(
                 f"{named} holds a single example, too few for training and validation: add others, "
-                f"or set {cure}data.validation_path=FILE"
+                "or set data.validation_path=FILE (of a text file, data.example=line or paragraph "
+                "may find more)"
             )
 
     def texts(self) -> Iterator[str]:
