@@ -13,7 +13,7 @@ from llmexp.errors import RequestError
 from llmexp.run import FINISHED, Run
 
 if TYPE_CHECKING:
-    from llmexp.job import Parts
+    from llmexp.parts import Parts
 
 log = logging.getLogger("llmexp")
 Settings = Mapping[str, Any]
