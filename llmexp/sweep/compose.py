@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -37,6 +39,14 @@ class Composer:
         self.loader = loader
         self._check = _function(check)
         self.sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
+
+    def parse(self, overrides: list[str]) -> list[Override]:
+        """Read overrides as Hydra does; raise RequestError where it cannot."""
+        try:
+            parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
+        except HydraException as error:
+            raise RequestError(str(error)) from None
+        return list(parsed)
 
     def compose(self, overrides: list[str], number: int = 0) -> DictConfig:
         """Return the whole config of one job; raise RequestError where Hydra refuses."""

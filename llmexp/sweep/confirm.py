@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from llmexp.errors import RequestError
@@ -26,11 +26,7 @@ def confirm(
     The seed that the search itself used is left out: it is what made these trials look best. The
     runs are a study of their own beside the search, resumable and kept like it.
     """
-    seed = OmegaConf.select(search.composer.config, "seed")
-    if not isinstance(seed, int):
-        raise RequestError(
-            f"hydra.sweeper.confirm={seeds} needs a config with a seed, found seed={seed}."
-        )
+    seed = first_seed(search.composer.config)
     points = [
         (
             trial.params,
@@ -60,6 +56,14 @@ def confirm(
         for trial in top
     }
     return _verdict(top, losses, seeds)
+
+
+def first_seed(config: DictConfig) -> int:
+    """Return the seed of the trials, after which the fresh ones come."""
+    seed = OmegaConf.select(config, "seed")
+    if not isinstance(seed, int):
+        raise RequestError(f"hydra.sweeper.confirm needs a config with a seed, found seed={seed}.")
+    return seed
 
 
 def _verdict(

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +22,23 @@ OF_THE_SWEEP = (
 
 
 def program() -> list[str]:
-    """Return the words that start this program with its own config, without any override."""
+    """Return what a person would type to start this program with its own config."""
+    main, *rest = _words()
+    if main.endswith(".py") or main == "-m":
+        return ["python", main, *rest]
+    return [Path(main).name, *rest]  # installed as a command
+
+
+def job_command(config: DictConfig, prefix: list[str]) -> list[str]:
+    """Return what starts a job: a prefix such as torchrun, this program, Hydra's own settings."""
+    kept = [
+        line for line in own_overrides(config) if not line.lstrip("+~").startswith(OF_THE_SWEEP)
+    ]
+    return [*prefix, sys.executable, *_words(), *kept]
+
+
+def _words() -> list[str]:
+    """Return what Python was started with, as far as another start needs it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-path", "-cp")
     parser.add_argument("--config-dir", "-cd")
@@ -32,15 +49,7 @@ def program() -> list[str]:
     words = ["-m", module.removesuffix(".__main__")] if module else [str(main.__file__)]
     for flag, value in given.items():
         words += [f"--{flag.replace('_', '-')}", value] if value else []
-    return ["python", *words]
-
-
-def job_command(config: DictConfig, prefix: list[str]) -> list[str]:
-    """Return what starts a job: a prefix such as torchrun, this program, Hydra's own settings."""
-    kept = [
-        line for line in own_overrides(config) if not line.lstrip("+~").startswith(OF_THE_SWEEP)
-    ]
-    return [*prefix, sys.executable, *program()[1:], *kept]
+    return words
 
 
 def own_overrides(config: DictConfig) -> list[str]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from optuna.trial import TrialState
 
 from llmexp import durable
 from llmexp.errors import RequestError, RunError
@@ -64,9 +64,8 @@ class Search:
                 "1 to 100 characters without '/', not beginning with a dot."
             )
         self.settings, self.composer, self.launch = settings, composer, launch
-        parser = OverridesParser.create(config_loader=composer.loader)
         given = [*(f"{key}={text}" for key, text in settings.params.items()), *arguments]
-        self.space = space.parse(parser.parse_overrides(given))
+        self.space = space.parse(composer.parse(given))
         written = OmegaConf.to_container(composer.config.hydra.sweeper, resolve=False)
         assert isinstance(written, dict)
         self.address = storage.locate(
@@ -74,19 +73,22 @@ class Search:
             composer.sweep_dir,
             literal="${" not in str(written["storage"]),
         )
-        if "://" in self.address and storage.public(self.address) != self.address:
+        self.secret = storage.public(self.address) != self.address
+        if self.secret:
             os.environ[storage.ENV_STORAGE] = self.address  # for the jobs, and in no file
         words = program()
         self.report = report.Report(settings.study_name, self.space, composer, words)
 
     def run(self) -> float | None:
         """Search, report, confirm if asked; return the best loss."""
+        if self.settings.confirm:
+            confirm.first_seed(self.composer.config)
         self.composer.check_corners(self.space)
         defaults = self.space.defaults(self.composer.config)
         with self.study(self.settings.study_name, self.settings.n_trials) as study:
             common = fingerprint(self.space, self.composer.settings(list(self.space.fixed)), METRIC)
-            OmegaConf.save(self.composer.config, self.composer.sweep_dir / "multirun.yaml")
             study.agree(common, allow_mismatch=self.settings.allow_mismatch)
+            OmegaConf.save(self.composer.config, self.composer.sweep_dir / "multirun.yaml")
             if study.mended:
                 log.warning("%s was torn; %d bytes were set aside", self.address, study.mended)
             if defaults is not None:
@@ -133,7 +135,7 @@ class Search:
             "number": claim.number,
             "attempt": claim.attempt,
             "lock": str(study.lock_file(claim.number)),
-            "storage": None if storage.ENV_STORAGE in os.environ else self.address,
+            "storage": None if self.secret else self.address,
             "pruner": pruner,
             "n_trials": self.settings.n_trials,
         }
@@ -141,7 +143,9 @@ class Search:
         return Job(claim.number, [*overrides, *restart], folder, {ENV: pack(spec)})
 
     def _announce(self, study: Study, defaults: dict[str, Any] | None) -> None:
-        done = sum(trial.state.is_finished() for trial in study.trials())
+        done = sum(
+            trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials()
+        )
         log.info(
             "study %s in %s: %d of %d trials done",
             study.name,

@@ -99,6 +99,13 @@ def test_a_wrong_request_ends_at_once_before_any_training(
     assert toy.job_pids() == []
 
 
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_is_told_in_words(toy: "Toy") -> None:
+    (toy.folder / "multirun").write_text("a file is in the way")
+    said = toy.run(code=1)
+    assert "Traceback" not in said, said
+
+
 def test_one_sweep_per_rank_is_refused(toy: "Toy") -> None:
     assert "command_prefix" in toy.run(code=2, RANK="0", LOCAL_RANK="0")
     assert "command_prefix" in toy.run("optimizer.lr=1e-5,1e-4", sweeper="basic", code=1, RANK="1")

@@ -1,5 +1,6 @@
 """The sweeper hydra/sweeper=optuna. Thin: Hydra imports it at every start; see llmexp/sweep/."""
 
+import errno
 import sys
 from typing import Any
 
@@ -11,6 +12,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from llmexp.errors import RequestError, RunError
+
+DISK = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)  # the user's to mend, not ours
 
 
 class OptunaSweeper(Sweeper):
@@ -69,6 +72,11 @@ class OptunaSweeper(Sweeper):
         except (RequestError, RunError) as problem:
             print(f"error: {problem}", file=sys.stderr)
             sys.exit(problem.exit_code)
+        except OSError as problem:
+            if problem.errno not in DISK:
+                raise
+            print(f"error: the sweep cannot be written: {problem}", file=sys.stderr)
+            sys.exit(RunError.exit_code)
 
     def _sweep(self, arguments: list[str]) -> float | None:
         from llmexp.sweep.compose import Composer
