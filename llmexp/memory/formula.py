@@ -1,10 +1,10 @@
 """The peak of live bytes as a closed form in (layers, tokens), from a few tiny traces.
 
-In each phase of a step (forward, loss, backward of the last and of the first block, embedding,
-optimizer) the live bytes are c0 + c1 * layers, exactly, because the blocks are alike, and from
-KNOTS[-2] tokens on each c is a straight line in the tokens. The peak is the largest phase. Below
-KNOTS[-2] tokens the chunks of the loss are still growing; there the next larger knot is taken,
-which is more than needed.
+In each phase of a step (forward, loss, its backward, backward of the last and of the first block,
+embedding, optimizer) the live bytes are c0 + c1 * layers, exactly, because the blocks are alike;
+and from KNOTS[-2] tokens on each c is a straight line in the tokens. The peak is the largest phase.
+Below KNOTS[-2] tokens the chunks of the loss are still growing; there the next larger knot is
+taken, which is more than needed.
 """
 
 from __future__ import annotations

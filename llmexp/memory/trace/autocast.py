@@ -42,6 +42,7 @@ PROMOTE = (
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 _libraries: list[torch.library.Library] = []
 _casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+at_end: list[Callable[[], None]] = []  # called whenever an outermost autocast ends
 
 
 def register() -> None:
@@ -69,6 +70,8 @@ def weight_cache() -> Iterator[None]:
     def clear_both() -> None:
         _casts.clear()
         clear()
+        for call in at_end:
+            call()
 
     torch.clear_autocast_cache = clear_both
     try:
@@ -76,6 +79,7 @@ def weight_cache() -> Iterator[None]:
     finally:
         torch.clear_autocast_cache = clear
         _casts.clear()
+        at_end.clear()
 
 
 def cached_casts() -> list[torch.Tensor]:

@@ -132,7 +132,7 @@ def _watch(trained: Any, recorder: Recorder) -> None:
 
     With checkpointing the blocks run again in the backward pass, and their hooks with them.
     """
-    forward = False
+    forward = in_loss = False
 
     def start(*_: Any) -> None:
         nonlocal forward
@@ -140,10 +140,16 @@ def _watch(trained: Any, recorder: Recorder) -> None:
         recorder.mark("forward")
 
     def finish(*_: Any) -> None:
-        nonlocal forward
-        forward = False
+        nonlocal forward, in_loss
+        forward, in_loss = False, True
         recorder.name(autocast.cached_casts(), "autocast copies")
         recorder.mark("loss", kind="loss")
+
+    def leave_autocast() -> None:
+        nonlocal in_loss
+        if in_loss:  # not when a block that is computed again leaves it
+            in_loss = False
+            recorder.mark("loss backward", kind="loss")
 
     def block(position: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -161,6 +167,7 @@ def _watch(trained: Any, recorder: Recorder) -> None:
         if forward and hidden.requires_grad:
             hidden.register_hook(lambda _: recorder.mark("backward embedding"))
 
+    autocast.at_end.append(leave_autocast)
     trained.base_model.register_forward_pre_hook(start)
     trained.base_model.register_forward_hook(finish)
     blocks = block_list(trained)
