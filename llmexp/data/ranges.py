@@ -14,7 +14,7 @@ from llmexp.durable import Writer
 
 DOCUMENTS = 1 << 12  # read at once
 BINS = 32  # of the length histogram: bin b holds the lengths in (2^(b - 1), 2^b]
-WINDOW = 1 << 22  # tokens of a continuous text that are cut, or copied, at once
+WINDOW = 1 << 22  # tokens of a continuous text that are cut at once, bytes that are copied
 
 
 class Documents(NamedTuple):

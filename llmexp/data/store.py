@@ -1,8 +1,7 @@
 """A folder that is built once, by one process, and shared by all: the cache.
 
-Its name is the digest of everything that its content depends on; `manifest.json` holds the SHA-256
-of each
-file, and every file is held against it before it is used. Safe to delete at any time.
+Its name is the digest of everything that its content depends on. `manifest.json` holds the SHA-256
+of each file, and every file is held against it before it is used. Safe to delete at any time.
 """
 
 import errno

@@ -40,15 +40,15 @@ class Encoder:
             )
         if tokenizer.eos_token_id is None:
             raise RequestError("the tokenizer has no end-of-text token: set its eos_token")
-        backend = tokenizer.backend_tokenizer.to_str()
-        self._tokenizer = Tokenizer.from_str(backend)
+        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.end: int = tokenizer.eos_token_id
         self.start = self._prefix()
         highest = max(self._tokenizer.get_vocab().values())
         self.dtype = np.dtype(np.uint16 if highest < 1 << 16 else np.uint32)
-        described = [backend, self.end, self.start, getattr(tokenizer, "chat_template", None)]
+        backend = self._tokenizer.to_str()
+        described = [backend, self.end, self.start, tokenizer.chat_template]
         self.identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     def _prefix(self) -> list[int]:

@@ -71,6 +71,20 @@ def test_the_fingerprint_knows_the_content_not_the_place(
     assert len(changed | {first}) == 8
 
 
+def test_a_tokenizer_s_truncation_and_padding_change_nothing(
+    corpus: Make, path: str, tokenizer: Any
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    first = corpus("text", path=path)
+    used = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>"
+    )
+    used.pad_token = used.eos_token
+    used(["one", "two and more"], padding=True, truncation=True, max_length=2)
+    assert corpus("text", path=path, using=used).fingerprint == first.fingerprint
+
+
 def _without_merges(tokenizer: Any) -> Any:
     import json
 
