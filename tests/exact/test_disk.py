@@ -86,6 +86,7 @@ def test_metrics_that_cannot_be_written_are_a_loud_error(
     assert digest(Path("outputs/full")) == digest(Path("outputs/roomy"))
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told_before_a_model_loads(here: Path) -> None:
     (here / "outputs").mkdir(exist_ok=True)
     (here / "outputs/file").write_text("in the way")

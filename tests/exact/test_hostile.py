@@ -1,13 +1,14 @@
 """Secrets stay out of every file, names stay inside the output folder, files run no code."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import command, environment, tree
+from tiny_runs import TINY, command, digest, environment, train, tree
+
+from llmexp import request
+from llmexp.errors import RequestError
 
 CANARIES = {
     "WANDB_API_KEY": "canary0wandb0" + "a" * 27,
@@ -53,26 +54,34 @@ def test_no_secret_of_the_environment_reaches_a_file(here: Path) -> None:
     ],
 )
 def test_a_secret_on_the_command_line_is_refused_and_not_repeated(
-    here: Path, override: str
+    monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
-    before = set(tree(here))
-    done = run("secret", "logger=wandb", override, cwd=here)
-    assert done.returncode == 2, done.stdout + done.stderr
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError) as told:  # before Hydra makes a folder
+        request.prepare([*TINY, override])
     for canary in (SHAPED, *CANARIES.values()):
-        assert canary not in done.stdout + done.stderr
+        assert canary not in str(told.value)
+
+
+def test_what_is_refused_leaves_nothing_and_shows_nothing(here: Path) -> None:
+    before = set(tree(here))
+    wrong = (f"samples.prompts=[{SHAPED}]", "run.name=../../evil", "optimizer._target_=os.system")
+    done = run("secret", "logger=wandb", *wrong, cwd=here)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "3 mistakes in this request" in done.stderr
+    assert SHAPED not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
     assert set(tree(here)) == before
+    assert not (here.parents[1] / "evil").exists()
 
 
 @pytest.mark.parametrize(
     "name", ["../../evil", ";touch evil", "a" * 300, "a\\nb", "\U0001f600", ".hidden", "/tmp/evil"]
 )
-def test_hostile_names_are_refused_and_nothing_is_written(here: Path, name: str) -> None:
-    before = set(tree(here))
-    done = run("fine", f"run.name='{name}'", cwd=here)
-    assert done.returncode == 2, done.stdout
-    assert "Traceback" not in done.stderr
-    assert set(tree(here)) == before
-    assert not (here.parent / "evil").exists()
+def test_hostile_names_are_refused(name: str) -> None:
+    with pytest.raises(RequestError):
+        request.prepare([*TINY, f"run.name='{name}'"])
 
 
 @pytest.mark.parametrize(
@@ -86,41 +95,36 @@ def test_hostile_names_are_refused_and_nothing_is_written(here: Path, name: str)
         "++model.trust_remote_code=true",
     ],
 )
-def test_a_config_runs_no_code_of_others(here: Path, override: str) -> None:
-    done = run("code", override, cwd=here)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (here / "outputs/code/metrics.jsonl").exists()
+def test_a_config_runs_no_code_of_others(override: str) -> None:
+    with pytest.raises(RequestError):
+        request.prepare([*TINY, override])
 
 
-def test_a_pickle_is_no_checkpoint(here: Path, whole: dict[str, str]) -> None:
+def test_a_pickle_is_no_checkpoint(
+    here: Path, whole: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree("outputs/poisoned", ignore_errors=True)
     shutil.copytree("outputs/whole", "outputs/poisoned")
     poison = here / "outputs/poisoned/checkpoints/step-00000006/model.safetensors"
     poison.write_bytes(b"cos\nsystem\n(S'touch poisoned'\ntR.")
-    done = run("poisoned", "resume=auto", cwd=here)
-    assert done.returncode == 0, done.stderr
-    assert "step-00000006 is not used: model.safetensors" in done.stderr
+    train("poisoned", "resume=auto")
+    assert "step-00000006 is not used: model.safetensors" in capsys.readouterr().err
+    assert digest(Path("outputs/poisoned")) == whole
     assert not (here / "poisoned").exists()
 
 
-def test_code_beside_the_weights_is_never_run(here: Path, whole: dict[str, str]) -> None:
+def test_code_beside_the_weights_is_never_run(
+    here: Path, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = here / "with_code"
     shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree("outputs/with_code", ignore_errors=True)
     shutil.copytree(here / "outputs/whole/final", folder)
     (folder / "evil.py").write_text(f"open({str(here / 'ran')!r}, 'w')\nclass E: pass\n")
     text = (folder / "config.json").read_text()
     auto = '"auto_map": {"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.E"}, "model_type":'
     (folder / "config.json").write_text(text.replace('"model_type":', auto))
-    code = [sys.executable, "-m", "llmexp.train", "model=hf", f"model.name={folder}"]
-    done = subprocess.run(
-        [*code, "data=text", "data.path=lines.txt", "data.max_length=32", "train.max_steps=1"]
-        + ["run.name=with_code", "logger=none", "hw=cpu", f"model.weights={folder}"],
-        cwd=here,
-        env={**environment(), "HF_HUB_TRUST_REMOTE_CODE": "1", "HOME": os.environ["HOME"]},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    monkeypatch.setenv("HF_HUB_TRUST_REMOTE_CODE", "1")
+    train("with_code", f"model.weights={folder}", "train.max_steps=1")
     assert not (here / "ran").exists()
-    assert "Traceback" not in done.stderr
+    assert (here / "outputs/with_code/final/model.safetensors").is_file()
