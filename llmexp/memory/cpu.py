@@ -12,12 +12,12 @@ GIB = 2**30
 TOKENS = 4096  # per forward pass: more is no faster on a CPU
 
 
-def micro_batch_size(settings: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the rows per forward pass, and the line that says why. Costs microseconds."""
+def micro_batch_size(settings: Mapping[str, Any], *, free: int | None) -> tuple[int, str]:
+    """Return the rows per forward pass with `free` bytes, and the line that says why."""
     length = settings["data"]["max_length"]
     wanted, batch_size = settings["train"]["micro_batch_size"], settings["train"]["batch_size"]
     rows = min(batch_size, max(1, TOKENS // length) if wanted == "auto" else wanted)
-    architecture, free = settings["model"]["architecture"], available()
+    architecture = settings["model"]["architecture"]
     if not architecture or free is None:
         needed, cut = None, rows
     else:

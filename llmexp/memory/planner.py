@@ -158,7 +158,7 @@ def _unpredicted(case: Case, budget: Budget, *, reason: str) -> Plan:
 
 
 def _on_cpu(settings: Settings) -> Plan:
-    rows, line = cpu.micro_batch_size(settings)
+    rows, line = cpu.micro_batch_size(settings, free=cpu.available())
     return Plan(
         micro_batch_size=rows,
         accumulation=math.ceil(settings["train"]["batch_size"] / rows),
