@@ -109,17 +109,20 @@ def _math(
 
 
 def kernel_temporaries(func: Any, args: tuple[Any, ...]) -> list[int]:
-    """Return the bytes a kernel allocates and releases inside one call, which no tensor shows.
+    """Return the bytes that a kernel takes at once inside a call, which no tensor shows.
 
     The backward of attention sums the gradient of the queries in float32 and keeps one float32 per
-    query row; the rows are rounded to 128, the head width to 32.
+    query row; the rows are rounded to 128, the head width to 32. The efficient kernel sums those of
+    keys and values likewise where heads are wider than 64.
     """
     if func is aten._scaled_dot_product_flash_attention_backward.default:
         return _query_sums(args[1], rows=128)
     if func is aten._scaled_dot_product_efficient_attention_backward.default:
         if args[1].dtype == torch.float32:  # the output itself holds the sums
             return [args[1].numel() * 4, _query_sums(args[1], rows=32)[1]]
-        return _query_sums(args[1], rows=64)
+        wide = args[1].shape[-1] > 64
+        others = [_query_sums(t, rows=64)[0] for t in args[2:4]] if wide else []
+        return [*_query_sums(args[1], rows=64), *others]
     return []
 
 

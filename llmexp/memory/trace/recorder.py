@@ -96,8 +96,7 @@ class Recorder(TorchDispatchMode):
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor) and leaf.device == self.device:
                 self._see(leaf)
-        for size in attention.kernel_temporaries(func, tuple(args)):
-            self.pulse(size)
+        self.pulse(attention.kernel_temporaries(func, tuple(args)))
         return output
 
     def mark(self, phase: str, *, kind: str = "activations") -> None:
@@ -111,9 +110,10 @@ class Recorder(TorchDispatchMode):
             self._see(tensor)
             self.recording.kinds[self._known[tensor.untyped_storage()]] = kind
 
-    def pulse(self, size: int) -> None:
-        """Record memory that is taken and given back at once."""
-        self._release(self._allocate(size), rounded(size))
+    def pulse(self, sizes: Sequence[int]) -> None:
+        """Record memory that is taken together and given back at once."""
+        for ident, size in [(self._allocate(size), size) for size in sizes]:
+            self._release(ident, rounded(size))
 
     def hold(self, size: int, kind: str) -> None:
         """Record memory that is taken once and stays."""

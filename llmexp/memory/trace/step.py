@@ -176,9 +176,7 @@ def _watch(trained: Any, recorder: Recorder) -> None:
         layer.register_forward_hook(block(position))
     blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
     for parameter in trained.parameters():
-        parameter.register_post_accumulate_grad_hook(
-            lambda p: recorder.name([p.grad], "gradients")
-        )
+        parameter.register_post_accumulate_grad_hook(lambda p: recorder.name([p.grad], "gradients"))
 
 
 def block_list(trained: Any) -> nn.ModuleList:
