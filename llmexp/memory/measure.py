@@ -16,12 +16,12 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmexp import durable
 from llmexp.memory.setting import Setting
 
 log = logging.getLogger("llmexp")
@@ -161,9 +161,7 @@ def _cached(request: Request) -> Path:
 def _keep(path: Path, result: Result) -> None:
     """Write a result so that readers see all of it or nothing; a cache may also be read-only."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(result, file)
-        Path(file.name).replace(path)
+        durable.make_folder(path.parent)
+        durable.write_json(path, result)
     except OSError as problem:
         log.debug(f"the numbers of a traced step are not kept: {problem}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from llmexp import durable
 from llmexp.errors import RequestError
 from llmexp.memory import measure, planner
 from llmexp.memory.budget import GIB, REPORTED
@@ -45,7 +46,8 @@ def main() -> None:
         for key, result in sorted(measure.seen.items())
     )
     versions = json.dumps(measure.versions(), sort_keys=True)
-    measure.SHIPPED.write_text(f'{{"versions": {versions}, "results": {{\n{results}\n}}}}\n')
+    text = f'{{"versions": {versions}, "results": {{\n{results}\n}}}}\n'
+    durable.write_text(measure.SHIPPED, text)
 
 
 def table() -> Iterator[str]:

@@ -136,7 +136,8 @@ def steps() -> dict[str, dict[str, Any]]:
             "peak": recording.peak(),
             "parts": recording.at_peak(),
             "allocated": allocator.replay(recording.events).peak_allocated,
-            "released twice": sum(not size for _, size in recording.events) - len(last)
+            "released twice": sum(not size for _, size in recording.events)
+            - len(last)
             + sum(bool(size) for size in last.values()),
         }
     return found

@@ -11,6 +11,11 @@ from llmexp.memory.search import Case, sizes
 from llmexp.memory.setting import gpt2_config, layer_count
 from llmexp.plan import composed
 
+pytestmark = pytest.mark.skipif(
+    not measure.SHIPPED.is_file(),
+    reason="the numbers of the shipped plans are not measured: python -m llmexp.memory.ship",
+)
+
 POINTS = [
     (model, precision, checkpointing)
     for model in FAMILY
