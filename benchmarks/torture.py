@@ -62,7 +62,9 @@ def main() -> None:
         Path("lines.txt").write_text("\n".join(LINES))
         count = operations_of_a_run()
         table = [("fault", "tried", "finished", "differ", "lost")]
-        table += [random_kills(given.kills), *operations(given.every, count), damages()]
+        for row in every_fault(given, count):
+            table.append(row)
+            print(*row, sep=" | ", file=sys.stderr, flush=True)
         report = [*rows(table), "", *against_trainer(given.peer_kills)]
     minutes = (time.monotonic() - began) / 60
     report = [*heading(given, minutes), *report]
@@ -70,6 +72,13 @@ def main() -> None:
     target = ROOT / "benchmarks" / "results" / "torture.md"
     target.parent.mkdir(exist_ok=True)
     target.write_text("\n".join(report) + "\n")
+
+
+def every_fault(given: argparse.Namespace, count: int) -> Iterator[tuple[object, ...]]:
+    """Yield a row of the first table as soon as it is known."""
+    yield random_kills(given.kills)
+    yield from operations(given.every, count)
+    yield damages()
 
 
 def heading(given: argparse.Namespace, minutes: float) -> list[str]:
@@ -175,7 +184,6 @@ def random_kills(count: int) -> tuple[object, ...]:
                 break
         finished += code == 0
         differ += differing("killed", expected) if code == 0 else 0
-        print(f"{kills} kills", file=sys.stderr)
     return "kill -9 at a random instant", kills, finished, differ, lost
 
 
@@ -288,6 +296,7 @@ def contest(
     chance, done, helped, starts = random.Random(1), 0, 0, 0
     while True:
         starts += 1
+        print(one.name, starts, file=sys.stderr, flush=True)
         code = killed_after_news(restless, other, chance.uniform(0, NEWS) if done < kills else None)
         if code == 0:
             break
