@@ -31,7 +31,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run one line of the README in `folder`, with this Python and no account."""
     words = [sys.executable, *shlex.split(line)[1:]]
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     environment["XDG_CACHE_HOME"] = str(folder / "cache")
     return subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
