@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -87,9 +88,8 @@ def ways(trials: int) -> dict[str, list[str]]:
     }
 
 
-def searches(epochs: float, trials: int) -> dict[str, Outcome]:
+def searches(epochs: float, trials: int) -> Iterator[tuple[str, Outcome]]:
     """Run every way once."""
-    found = {}
     common = [
         f"train.epochs={epochs}",
         f"train.validate_every={epochs / 12}",
@@ -100,9 +100,8 @@ def searches(epochs: float, trials: int) -> dict[str, Outcome]:
     for name, arguments in ways(trials).items():
         folder = Path(tempfile.mkdtemp(prefix="llmexp-sweep-"))
         seconds = train(folder, [*common, *arguments])
-        found[name] = outcome(folder / "multirun", seconds, epochs)
+        yield name, outcome(folder / "multirun", seconds, epochs)
         shutil.rmtree(folder)
-    return found
 
 
 def overhead(jobs: int) -> dict[str, float]:
@@ -144,7 +143,7 @@ def main() -> None:
         print(f"gpt2-nano, sample, {given.trials} runs of {given.epochs} epochs each way:\n")
         print("| | seconds | of them in steps | tokens | stopped early | best eval/loss | at |")
         print("|---|---|---|---|---|---|---|")
-        for name, found in searches(given.epochs, given.trials).items():
+        for name, found in searches(given.epochs, given.trials):
             numbers = f"{found.seconds:,.0f} | {found.training:,.0f} | {found.tokens:,}"
             rest = f"{found.stopped} | {found.best:.4f} | {found.at}"
             print(f"| {name} | {numbers} | {rest} |", flush=True)
