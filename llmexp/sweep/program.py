@@ -65,7 +65,7 @@ def refuse_torchrun() -> None:
         raise RequestError(
             "torchrun with -m would start a sweep in each of its processes. Start one sweep, "
             "without torchrun, and put torchrun in front of each job: "
-            "'hydra.launcher.command_prefix=[torchrun,--standalone,--nproc_per_node=2,--no-python]'"
+            "'hydra.launcher.command_prefix=[torchrun,--standalone,--nproc-per-node,2,--no-python]'"
         )
 
 

@@ -1,6 +1,8 @@
 """Any launcher of Hydra runs a search: a variable brings the trial, the storage its result back."""
 
 import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,3 +55,11 @@ def test_a_killed_worker_takes_its_batch_down_and_the_batch_is_continued(toy: "T
     toy.run("hydra.sweeper.n_trials=4", "fail=kill", "pause=0.2", *joblib)
     assert toy.states() == ["finished"] * 4
     assert toy.evaluated() == {str(number): 6 for number in range(4)}
+
+
+@pytest.mark.slow
+def test_a_trial_may_be_several_processes(toy: "Toy") -> None:
+    torchrun = f"{Path(sys.executable).parent}/torchrun,--standalone,--nproc-per-node,2,--no-python"
+    toy.run("hydra.sweeper.n_trials=2", f"hydra.launcher.command_prefix=[{torchrun}]")
+    assert toy.states() == ["finished"] * 2
+    assert toy.evaluated() == {"0": 6, "1": 6}

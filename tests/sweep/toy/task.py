@@ -28,6 +28,8 @@ def loss_at(lr: float, batch_size: int, share: float, seed: int) -> float:
 
 
 def train(cfg: DictConfig, trial: NullTrial) -> float:
+    if os.environ.get("RANK", "0") != "0":
+        return 0.0  # another process of the same trial
     folder = Path(HydraConfig.get().runtime.output_dir)
     record = folder / "evaluated.jsonl"
     if record.exists() and cfg.resume != "auto":
