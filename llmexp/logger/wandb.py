@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ log = logging.getLogger("llmexp")
 MODES = ("online", "offline", "disabled")
 INIT_SECONDS = 15
 FINISH_SECONDS = 60
+ABANDON_SECONDS = 2
 _OLD_MODES = {"run": "online", "dryrun": "offline"}  # still seen in WANDB_MODE
 _NOT_IN_A_PROJECT = "/\\#?%:"
 _EXIT_CODES = {"finished": 0, "pruned": 0}  # any other state is 1
@@ -128,7 +130,7 @@ class Wandb(Logger):
         else:
             log.info(f"W&B: online, {self._run.url}")
             return ""
-        self._wandb.teardown()  # a half-open run would keep its id
+        self._abandon()
         supersede(info.dir / "wandb")
         self._wandb.setup(self._settings())
         if "did not respond in time" in why_not:
@@ -227,6 +229,16 @@ class Wandb(Logger):
             trouble = "the server refused some of the data" if was_refused(self._fragment()) else ""
         if trouble:
             log.warning(f"W&B: {trouble}; to upload later: {sync_command(self._fragment())}")
+
+    def _abandon(self) -> None:
+        # a half-open run would keep its id, and its process tries to reach the server for minutes
+        killer = threading.Timer(ABANDON_SECONDS, self._kill)
+        killer.start()
+        try:
+            with contextlib.suppress(Exception, SystemExit):
+                self._wandb.teardown()
+        finally:
+            killer.cancel()
 
     def _fragment(self) -> Path:
         return Path(self._run.settings.sync_dir)
