@@ -15,7 +15,17 @@ class Chat(Protocol):
     def __call__(self, messages: Messages, *, is_marked: bool) -> tuple[str, Spans]: ...
 
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+ROLES = (
+    *("user", "assistant", "system", "developer"),
+    *("tool", "function", "ipython", "observation"),  # what a program says
+)
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+}
 
 
 def messages_of(value: object, where: str) -> Messages:
@@ -37,10 +47,19 @@ def _message(entry: object, where: str) -> dict[str, str]:
         if isinstance(content, list):  # content in parts, as multimodal data has it
             content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
         if isinstance(role, str) and isinstance(content, str):
-            return {"role": SHAREGPT_ROLES.get(role, role), "content": content}
+            return {"role": _known(SHAREGPT_ROLES.get(role, role), where), "content": content}
     raise RequestError(
         f"{where}: a message needs a role and a content (or from and value), both text, "
         f"found {entry!r:.80}"
+    )
+
+
+def _known(role: str, where: str) -> str:
+    if role in ROLES:
+        return role
+    raise RequestError(
+        f"{where}: nobody knows the role {role!r}, so it is not clear who speaks: rename it to one "
+        f"of {', '.join((*ROLES, *SHAREGPT_ROLES))}"
     )
 
 

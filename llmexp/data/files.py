@@ -1,35 +1,36 @@
 """The bytes of a data file: found by path or glob, opened by what they are, whatever the name."""
 
+import difflib
 import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 from typing import IO, Any
 
+from llmexp.data.kinds import GZIP, HEAD, UTF8_BOM, ZSTD, refusal
 from llmexp.errors import RequestError
 
-GZIP = b"\x1f\x8b"
-ZSTD = b"\x28\xb5\x2f\xfd"
-UTF8_BOM = b"\xef\xbb\xbf"
-# utf-32 first: its little-endian mark begins with that of utf-16
-WIDE_BOMS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
 NEEDS_DATA_EXTRA = "install it with: pip install 'llmexp[data]'"
+CR_ALONE = (
+    "it has carriage returns (CR) within the line, and a line ends at LF or CRLF. If they are "
+    "meant to end lines, convert the file: tr '\\r' '\\n' < FILE > FILE.lf"
+)
+DAMAGE = (EOFError, zlib.error, OSError)  # what unpacking a damaged file raises
 
 
-def find(paths: list[str], *, key: str) -> tuple[list[Path], list[str]]:
-    """Return the files that paths and globs name, and what is wrong with them."""
+def find(paths: list[str], *, key: str, is_text: bool) -> tuple[list[Path], list[str]]:
+    """Return the files that paths and globs name, and what is wrong with them.
+
+    is_text: they are read as lines, so that a file of another kind is a mistake.
+    """
     files: list[Path] = []
     mistakes: list[str] = []
     for path in paths:
-        expanded = Path(path).expanduser()
+        expanded = Path(os.path.expanduser(path))
         if os.path.exists(expanded):  # Path.exists raises on a name that is too long
             matches = [expanded]
         else:
@@ -38,7 +39,8 @@ def find(paths: list[str], *, key: str) -> tuple[list[Path], list[str]]:
         if not matches:
             mistakes.append(_missing(path, key))
         for match in matches:
-            mistake = _refusal(match, f"{key}={path}")
+            named = f"{key}={path}" if match == expanded else f"{match}, found by {key}={path},"
+            mistake = _refusal(match, named, is_text=is_text)
             files.append(match)
             mistakes += [mistake] if mistake else []
     return files, mistakes
@@ -47,13 +49,25 @@ def find(paths: list[str], *, key: str) -> tuple[list[Path], list[str]]:
 def _missing(path: str, key: str) -> str:
     if any(character in path for character in "*?["):
         return f"{key}={path} matches no file: check the pattern (relative to {Path.cwd()})"
+    close = _nearest(os.path.expanduser(path))
+    meant = f" (did you mean {close}?)" if close else ""
     return (
-        f"{key}={path} does not exist: give the path of a file you have, "
+        f"{key}={path} does not exist{meant}: give the path of a file you have, "
         f"absolute or relative to {Path.cwd()}"
     )
 
 
-def _refusal(path: Path, named: str) -> str | None:
+def _nearest(path: str) -> str | None:
+    folder, name = os.path.split(path)
+    try:
+        others = set(os.listdir(folder or ".")) - {name}  # a dangling link has the very name
+        close = difflib.get_close_matches(name, others, 1, 0.75)
+    except (OSError, ValueError):  # no such folder, or no name of one
+        return None
+    return os.path.join(folder, close[0]) if close else None
+
+
+def _refusal(path: Path, named: str, *, is_text: bool) -> str | None:
     if path.is_dir():
         return f"{named} is a folder: name its files, for example '{path}/*'"
     if not path.is_file():
@@ -63,22 +77,39 @@ def _refusal(path: Path, named: str) -> str | None:
             is_empty = not file.read(1)
     except OSError as error:
         return f"{named} cannot be read: {error.strerror}. Change its permissions, or copy it"
-    return f"{named} is empty (0 bytes): give a file with text" if is_empty else None
+    if is_empty:
+        return f"{named} is empty (0 bytes): give a file with text"
+    return _foreign(path) if is_text else None
+
+
+def _foreign(path: Path) -> str | None:
+    try:
+        with opened(path):
+            return None
+    except RequestError as error:
+        return str(error)
+    except DAMAGE as error:
+        return damaged(path, error, 0)
+
+
+def damaged(path: Path, error: Exception, lines: int) -> str:
+    """Say that a file could not be read to its end."""
+    return f"{path}: damaged or cut off ({error}), {lines:,} lines could be read: fetch it again"
 
 
 class Opened:
-    """A file's content as bytes, unpacked, past its byte-order mark."""
+    """A file's content as bytes, unpacked, past its byte-order mark.
+
+    Raises RequestError where it is no text.
+    """
 
     def __init__(self, path: Path, raw: IO[bytes]) -> None:
         self._raw = raw
         self._content: Any = _unpacked(path, raw)
-        head: bytes = self._content.read(4)
-        for mark, name in WIDE_BOMS.items():
-            if head.startswith(mark):
-                raise RequestError(
-                    f"{path} looks like {name}: convert it with "
-                    f"iconv -f {name} -t UTF-8 '{path}' > '{path.name}.utf8'"
-                )
+        head: bytes = self._content.read1(HEAD)  # what a cut off file still gives
+        reason = refusal(head, path)
+        if reason is not None:
+            raise RequestError(f"{path} {reason}")
         self._held: bytes = head.removeprefix(UTF8_BOM)
 
     @property

@@ -31,7 +31,7 @@ class SideFacts:
     """The numbers of one side."""
 
     documents: int = 0
-    tokens: int = 0  # of the documents
+    tokens: int = 0  # of the documents, what is cut off for good not counted
     overlong: int = 0  # documents of more than max_length inputs
     examples: int = 0
     label_tokens: int = 0
@@ -39,10 +39,11 @@ class SideFacts:
     longest: int = 0
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)  # documents by length
 
-    def count_documents(self, lengths: Ints, max_length: int) -> None:
-        """Add the lengths of some documents."""
+    def count_documents(self, lengths: Ints, max_length: int, *, is_cut_off: bool) -> None:
+        """Add the lengths of some documents; is_cut_off: over-long ones lose the rest."""
         self.documents += len(lengths)
-        self.tokens += int(lengths.sum())
+        kept = np.minimum(lengths, max_length + 1) if is_cut_off else lengths
+        self.tokens += int(kept.sum())
         self.overlong += int((lengths > max_length + 1).sum())
         self.longest = max(self.longest, int(lengths.max(initial=0)))
         bins = np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)

@@ -42,6 +42,18 @@ class Reading:
             return f"{shape}, all of it trained"
         return f"{shape}, the loss on the completion"
 
+    @property
+    def emptiness(self) -> str:
+        """Say in words that there is no example, and what to do."""
+        if self.format == "text":
+            return "holds nothing but blanks: give a file with text"
+        if self.format == "csv":
+            return (
+                "holds no row with text: a table is a line of column names, and a row for each "
+                "example after it"
+            )
+        return "holds no record with text: give one with at least two"
+
     def shape(self, origin: Origin) -> str:
         """Return the shape of the first record. Raises RequestError where no shape fits."""
         if self.format == "text":

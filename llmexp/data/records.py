@@ -4,11 +4,12 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmexp.data.files import NEEDS_DATA_EXTRA
+from llmexp.data.files import CR_ALONE, NEEDS_DATA_EXTRA
 from llmexp.data.text import Line, Notes, TextOptions, lines
 from llmexp.errors import RequestError
 
@@ -46,8 +47,9 @@ def _json_lines(path: Path, source: Iterator[Line], notes: Notes) -> Iterator[Re
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
+            cure = CR_ALONE if "\r" in text else "write one object per line"
             raise RequestError(
-                f"{path}:{number}: this line is not JSON ({error}): write one object per line"
+                f"{path}:{number}: this line is not JSON ({error}): {cure}"
             ) from None
         yield _checked(f"{path}:{number}", fields)
 
@@ -78,7 +80,7 @@ def _json_array(path: Path, source: Iterator[Line]) -> Iterator[Record]:
     while True:
         start = next(BETWEEN.finditer(held, start)).end()
         if held.startswith("]", start):
-            return
+            return _refuse_more(path, held[start + 1 :], source)
         try:
             fields, end = decode(held, start)
         except (ValueError, RecursionError) as error:
@@ -92,6 +94,15 @@ def _json_array(path: Path, source: Iterator[Line]) -> Iterator[Record]:
             continue
         yield _checked(f"{path}:item {number}", fields)
         start, number = end, number + 1
+
+
+def _refuse_more(path: Path, rest: str, source: Iterator[Line]) -> None:
+    for text in itertools.chain([rest], (line.text for line in source)):
+        if text.strip():
+            raise RequestError(
+                f"{path}: the JSON array ends before {text.strip()!r:.60}: write one array, or one "
+                "object per line"
+            )
 
 
 def _more(source: Iterator[Line], characters: int) -> str:
@@ -130,7 +141,7 @@ def table_records(path: Path, options: TextOptions, notes: Notes) -> Iterator[Re
             if not any(cell and not cell.isspace() for cell in row):
                 notes.blank += 1
             elif not columns:
-                columns = row
+                columns = _distinct(row, f"{path}:{reader.line_num}")
             elif len(row) != len(columns):
                 raise RequestError(
                     f"{path}:{reader.line_num}: {len(row)} cells under a header of {len(columns)}: "
@@ -139,10 +150,24 @@ def table_records(path: Path, options: TextOptions, notes: Notes) -> Iterator[Re
             else:
                 yield Record(f"{path}:{reader.line_num}", dict(zip(columns, row, strict=True)))
     except csv.Error as error:
+        cure = (
+            CR_ALONE
+            if "new-line character" in str(error)
+            else 'put cells that hold quotes or line ends in "quotes", and double the quotes inside'
+        )
         raise RequestError(
-            f"{path}:{reader.line_num}: this row cannot be read ({error}): "
-            'put cells that hold quotes or line ends in "quotes", and double the quotes inside'
+            f"{path}:{reader.line_num}: this row cannot be read ({error}): {cure}"
         ) from None
+
+
+def _distinct(columns: list[str], where: str) -> list[str]:
+    repeated = sorted(name for name, count in Counter(columns).items() if count > 1 and name)
+    if repeated:
+        raise RequestError(
+            f"{where}: {', '.join(map(repr, repeated))} names more than one column, and only one "
+            "can be read: give each column a name of its own"
+        )
+    return columns
 
 
 def parquet_records(path: Path, notes: Notes) -> Iterator[Record]:
@@ -154,6 +179,7 @@ def parquet_records(path: Path, notes: Notes) -> Iterator[Record]:
         raise RequestError(f"data=parquet needs pyarrow: {NEEDS_DATA_EXTRA}") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _distinct(file.schema_arrow.names, str(path))
             size, before, number = path.stat().st_size, notes.position, 0
             for batch in file.iter_batches(batch_size=ROWS):
                 for fields in batch.to_pylist():

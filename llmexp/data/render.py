@@ -103,13 +103,28 @@ class Renderer:
 
 
 def shape_of(record: Record, columns: Mapping[str, str | None]) -> str:
-    """Return the shape of a record. Raises RequestError that names the columns it has."""
-    for shape, needed in SHAPES.items():
-        if all(columns[column] in record.fields for column in needed):
+    """Return the shape of a record, one with a column that the user named before others.
+
+    Raises RequestError that names the columns the record has.
+    """
+    there = ", ".join(map(repr, record.fields)) or "none"
+    named = {ours: name for ours, name in columns.items() if name not in (ours, None)}
+    for ours, name in named.items():
+        if name not in record.fields:
+            raise RequestError(
+                f"{record.where}: data.columns.{ours}={name}, and there is no such column: found "
+                f"{there}"
+            )
+    for shape in sorted(SHAPES, key=lambda shape: not _columns_of(shape) & named.keys()):
+        if all(columns[column] in record.fields for column in SHAPES[shape]):
             return shape
     raise RequestError(
-        f"{record.where}: found the columns {', '.join(map(repr, record.fields))}, and none of the "
+        f"{record.where}: found the columns {there}, and none of the "
         "shapes llmexp reads: text; prompt and completion; instruction and output; messages; "
         "conversations. Say which is which, for example data.columns.text=NAME, or "
         "data.columns.prompt=NAME data.columns.completion=NAME"
     )
+
+
+def _columns_of(shape: str) -> set[str]:
+    return {*SHAPES[shape], *(["input"] if "instruction" in SHAPES[shape] else [])}

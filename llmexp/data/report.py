@@ -13,6 +13,7 @@ from llmexp.data.ranges import SideFacts
 from llmexp.data.sides import Cutting
 
 FEW = 1000  # training examples below which a warning is due
+FEW_TO_VALIDATE = 50  # validation examples
 SAMPLED_STEPS = 32  # for the share of padding
 SHOWN = 160  # characters of each part of a previewed example
 
@@ -88,7 +89,11 @@ class DataReport:
     def _numbers(self) -> Iterator[str]:
         train, validation = self.train, self.validation
         yield f"data          {self.name}: {_listed(self.files)}, read as {self.shape}"
-        how = "from a file of its own" if self.cutting.val_size is None else "split by content"
+        how = (
+            "from data.validation_path; data.val_size is not used"
+            if self.cutting.val_size is None
+            else "split by content"
+        )
         yield (
             f"examples      {train.examples:,} to train on, {validation.examples:,} to validate "
             f"({how})"
@@ -118,7 +123,8 @@ class DataReport:
             yield f"left out      {self.notes['blank']:,} blank lines or records"
 
     def _stops(self) -> str:
-        cut_off = self.train.overlong if self.cutting.overlong == "truncate" else 0
+        cut_off = self.train.overlong + self.validation.overlong
+        cut_off = cut_off if self.cutting.overlong == "truncate" else 0
         which = f"all but {cut_off:,} examples" if cut_off else "every example"
         if self.stops == self.documents:
             return f"{self.end_of_text} ends {which} and is trained"
@@ -166,6 +172,7 @@ class DataReport:
                 f"of {self.validation.examples:,} examples is a rough guide. Add data, or train "
                 "fewer epochs"
             )
+        yield from self._small_validation()
         if train.unlabelled:
             yield f"{train.unlabelled:,} pieces of long examples have no label token: left out"
         if self.overlap:
@@ -181,6 +188,20 @@ class DataReport:
             yield f"{notes['huge']:,} lines are longer than 10 MB and were tokenised in pieces"
         if notes["without_tokens"]:
             yield f"{notes['without_tokens']:,} examples gave no token and are left out"
+
+    def _small_validation(self) -> Iterator[str]:
+        share, distinct = self.cutting.val_size, self.train.documents + self.validation.documents
+        count = self.validation.examples
+        if share is not None and share * distinct < 1:
+            yield (
+                f"data.val_size={share:g} of {distinct:,} examples is less than one: {count:,} "
+                f"validate nevertheless. Raise data.val_size, or set data.validation_path"
+            )
+        elif self.train.examples >= FEW and count < FEW_TO_VALIDATE:
+            yield (
+                f"{count:,} validation examples are few (under {FEW_TO_VALIDATE}): their loss is a "
+                "rough guide. Raise data.val_size, or give data.validation_path more"
+            )
 
 
 def padding_of(examples: Examples, *, batch_size: int, max_length: int) -> Padding:

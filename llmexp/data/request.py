@@ -57,7 +57,7 @@ def load(
         "duplicates": duplicates,
     }
     mistakes = [*_wrong_choices(chosen), *_wrong_numbers(max_length, val_size)]
-    mistakes += _unknown_columns(columns)
+    mistakes += [*_wrong_columns(columns), *_without_effect(chosen, columns)]
     train, missing = _found(format, path, key="data.path")
     validation: reading.Origin | None = None
     if validation_path is not None:
@@ -89,11 +89,37 @@ def load(
     return source
 
 
-def _unknown_columns(columns: Mapping[str, str | None]) -> list[str]:
-    return [
-        f"data.columns.{column} does not exist: there are {', '.join(COLUMNS)}"
-        for column in sorted(set(columns) - set(COLUMNS))
-    ]
+def _wrong_columns(columns: object) -> Iterator[str]:
+    if not isinstance(columns, Mapping):
+        yield f"data.columns={columns} is no table of names: set data.columns.text=NAME"
+        return
+    for column, name in columns.items():
+        if column not in COLUMNS:
+            yield f"data.columns.{column} does not exist: there are {', '.join(COLUMNS)}"
+        elif name is not None and (not isinstance(name, str) or not name):
+            yield (f"data.columns.{column}={name} is no name of a column: give it as text, or null")
+
+
+def _without_effect(chosen: Mapping[str, str], columns: object) -> Iterator[str]:
+    """Name settings that would change nothing: who set them expects something else."""
+    format, example = chosen["format"], chosen["example"]
+    is_plain = format in ("sample", "text")
+    for column, name in columns.items() if isinstance(columns, Mapping) and is_plain else ():
+        if name not in (column, None):
+            yield (
+                f"data.columns.{column}={name} has no effect: data={format} has no columns. For "
+                "records set data=jsonl, csv, parquet or hf"
+            )
+    if not is_plain and example in ("paragraph", "file"):
+        yield (
+            f"data.example={example} has no effect: with data={format} each record is an example. "
+            "For documents of plain text set data=text"
+        )
+    if chosen["unit"] == "block" and chosen["overlong"] in ("truncate", "error"):
+        yield (
+            f"data.overlong={chosen['overlong']} has no effect: with data.unit=block the text is "
+            "cut into blocks, and nothing is over-long. Leave it at split"
+        )
 
 
 def _wrong_choices(chosen: Mapping[str, str]) -> Iterator[str]:
@@ -112,18 +138,23 @@ def _wrong_numbers(max_length: int, val_size: float) -> Iterator[str]:
         )
 
 
-def _found(
-    format: str, path: str | list[str] | None, *, key: str
-) -> tuple[reading.Origin, list[str]]:
-    if format == "sample" and path is None:
-        return sorted(SAMPLE.glob("part_*.txt")), []
+def _found(format: str, path: object, *, key: str) -> tuple[reading.Origin, list[str]]:
+    if format == "sample" and key == "data.path":
+        return sorted(SAMPLE.glob("part_*.txt")), [] if path is None else [
+            f"data.path={path} has no effect: data=sample is the text that llmexp ships. For a "
+            f"file of yours set data=text data.path={path} (or data=jsonl, csv, parquet, hf)"
+        ]
     if not path:
-        return [], [f"{key} is not set: data={format} needs {key}=FILE"]
+        example = "OWNER/NAME or FOLDER" if format == "hf" else "FILE"
+        return [], [f"{key} is not set: data={format} needs {key}={example}"]
+    if format == "hf" and isinstance(path, str):
+        return HubSource(path, key=key), []
     if format == "hf":
-        if isinstance(path, str):
-            return HubSource(path, key=key), []
-        return [], [f"{key}={path} is a list: data=hf reads one dataset, OWNER/NAME:SUBSET@SPLIT"]
-    return find([path] if isinstance(path, str) else list(path), key=key)
+        return [], [f"{key}={path} is no name: data=hf reads one dataset, OWNER/NAME:SUBSET@SPLIT"]
+    paths = [path] if isinstance(path, str) else path
+    if not isinstance(paths, list) or not all(isinstance(entry, str) for entry in paths):
+        return [], [f"{key}={path} is neither a path nor a list of paths: put quotes around it"]
+    return find(paths, key=key, is_text=format != "parquet")
 
 
 def _user_cache() -> Path:

@@ -137,7 +137,9 @@ def _write(
     ) as writer:
         for starts, lengths in chosen:
             if cutting.unit == "example":
-                facts.count_documents(lengths, cutting.max_length)
+                facts.count_documents(
+                    lengths, cutting.max_length, is_cut_off=cutting.overlong == "truncate"
+                )
             writer.add(starts, lengths)
     facts.examples, facts.label_tokens = writer.examples, writer.label_tokens
     facts.unlabelled = writer.unlabelled
@@ -161,7 +163,7 @@ def _joined(
             name: files.enter_context(Writer(folder / f"{side.name}.{name}")) for name in names
         }
         for starts, lengths in chosen:
-            facts.count_documents(lengths, max_length)
+            facts.count_documents(lengths, max_length, is_cut_off=False)
             for name, itemsize in names.items():
                 copy(side.tokens.folder / name, writers[name], runs(starts, lengths), itemsize)
     return windows(facts.tokens, max_length)

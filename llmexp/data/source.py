@@ -10,6 +10,7 @@ from typing import Any
 from llmexp.data import reading as readings
 from llmexp.data.chat import Chat, plain, templated
 from llmexp.data.examples import Examples
+from llmexp.data.files import CR_ALONE
 from llmexp.data.progress import Progress
 from llmexp.data.ranges import SideFacts
 from llmexp.data.reading import TEXT, Reading
@@ -20,6 +21,11 @@ from llmexp.data.store import Facts, Store, cached, key_of
 from llmexp.data.text import Notes
 from llmexp.data.tokens import Encoder, write_tokens
 from llmexp.errors import RequestError
+
+_MORE = (
+    "add others, or set data.validation_path=FILE (of a text file, data.example=line or paragraph "
+    "may find more)"
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,12 @@ class Source:
         found = readings.count_up_to(self._examples(origin, plain(""), Notes()), needed)
         named = f"{key}={', '.join(readings.names(origin)[:3])}"
         if found == 0:
-            raise RequestError(f"{named} holds nothing but blanks: give a file with text")
+            raise RequestError(f"{named} {self.reading.emptiness}")
         if found < needed:
+            has_cr = any("\r" in text for text, *_ in self._examples(origin, plain(""), Notes()))
             raise RequestError(
-                f"{named} holds a single example, too few for training and validation: add others, "
-                "or set data.validation_path=FILE (of a text file, data.example=line or paragraph "
-                "may find more)"
+                f"{named} holds a single example, too few for training and validation: "
+                + (CR_ALONE if has_cr and self.reading.example == "line" else _MORE)
             )
 
     def texts(self) -> Iterator[str]:

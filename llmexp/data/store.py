@@ -24,7 +24,7 @@ from llmexp.errors import RequestError, RunError
 
 logger = logging.getLogger("llmexp")
 
-FORMAT = 1  # of the files; another number makes every cache anew
+FORMAT = 2  # of the files; another number makes every cache anew
 MANIFEST = "manifest.json"
 
 Facts = dict[str, Any]  # JSON-able

@@ -5,13 +5,12 @@ Nothing here holds more than a few megabytes, however long a line or a file is.
 """
 
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmexp.data.files import opened
+from llmexp.data.files import DAMAGE, damaged, opened
 from llmexp.errors import RequestError
 
 PIECE = 1 << 18  # bytes or characters handed on at once
@@ -86,10 +85,8 @@ def _raw_lines(path: Path, notes: Notes) -> Iterator[tuple[int, bytes, bool]]:
                 raw, ends = held + read, len(read) < PIECE or read.endswith(b"\n")
                 raw, held = (_without_line_end(raw), b"") if ends else _cut(raw)
                 yield number, raw, ends
-    except (EOFError, zlib.error, OSError) as error:
-        raise RequestError(
-            f"{path}: damaged or cut off ({error}), {number:,} lines could be read: fetch it again"
-        ) from error
+    except DAMAGE as error:
+        raise RequestError(damaged(path, error, number)) from error
     if not ends:  # the file ended on a piece of just that size
         yield number, held, True
     notes.position = before + path.stat().st_size

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llmexp.data import Batches, Corpus, Examples, MicroBatch
 from llmexp.data.mixing import Order
-from llmexp.data.packing import best_fit, narrowed, one_per_row
+from llmexp.data.packing import REACH, best_fit, narrowed, one_per_row
 
 Make = Callable[..., Corpus]
 
@@ -140,6 +140,13 @@ def test_rows_hold_what_fits_and_are_as_few_as_can_be() -> None:
     assert one_per_row(np.array([1, 3, 2])) == [[1], [2], [0]]
 
 
+def work(lengths: Any, rows: list[list[int]], group: int) -> float:
+    widths = [
+        [lengths[row].sum() for row in rows[i : i + group]] for i in range(0, len(rows), group)
+    ]
+    return sum(len(part) * max(part) * (1 + max(part) / REACH) for part in widths)
+
+
 def test_rows_are_as_short_as_the_passes_allow() -> None:
     rng = np.random.default_rng(0)
     for group in (1, 3, 8):
@@ -150,6 +157,7 @@ def test_rows_are_as_short_as_the_passes_allow() -> None:
             assert sorted(item for row in shorter for item in row) == list(range(len(lengths)))
             assert -(-len(shorter) // group) == -(-len(rows) // group)
             assert lengths[shorter[0]].sum() <= lengths[rows[0]].sum()
+            assert work(lengths, shorter, group) <= work(lengths, rows, group)
     assert narrowed(np.full(16, 17), [list(range(16))], capacity=512, group=8) == [
         [2 * row, 2 * row + 1] for row in range(8)
     ]
