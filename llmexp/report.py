@@ -3,79 +3,95 @@ own files."""
 
 import io
 import logging
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmexp import durable
+from llmexp import doctor, durable
+from llmexp.console.words import perplexity, printable
 
 Rows = Sequence[Mapping[str, Any]]
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#|!~&$]")
+TIMES = 6  # validations whose samples are shown
 
 
-def write(folder: Path, notes: Mapping[str, Sequence[str]]) -> None:
+def write(folder: Path, notes: Mapping[str, Sequence[str]], about: doctor.About) -> None:
     """Write report.md and loss.png into a run folder.
 
-    `notes` are the sections that only the run itself can tell: title -> lines.
+    `notes` are the sections that only the run itself can tell: title -> lines; `about` is what the
+    doctor knows beside the files.
     """
-    metrics, damaged = durable.read_lines(folder / "metrics.jsonl")
-    samples = (
-        durable.read_lines(folder / "samples.jsonl")[0]
-        if (folder / "samples.jsonl").is_file()
-        else []
-    )
+    metrics, damaged = rows(folder / "metrics.jsonl")
+    timing, _ = rows(folder / "timing.jsonl")
+    samples, _ = rows(folder / "samples.jsonl")
     picture = draw(metrics, folder / "loss.png")
-    durable.write_text(
-        folder / "report.md", words(folder.name, metrics, samples, notes, damaged, picture)
-    )
-
-
-def words(
-    name: str,
-    metrics: Rows,
-    samples: Rows,
-    notes: Mapping[str, Sequence[str]],
-    damaged: int,
-    picture: bool,
-) -> str:
-    """Return report.md: the curve, a line per validation, the notes, and the last samples."""
-    lines = [f"# {name}", ""]
+    seen = doctor.curves(metrics, timing, samples)
+    lines = [f"# {folder.name}", "", doctor.summary(seen), ""]
     lines += ["![loss](loss.png)", ""] if picture else []
-    lines += [
-        "## Validations",
-        "",
-        "| step | epoch | train loss since the last row | validation loss | perplexity |",
-        "|---|---|---|---|---|",
-    ]
-    for row in metrics:
-        if "eval/loss" in row:
-            cells = [
-                row["train/global_step"],
-                row.get("train/epoch"),
-                row.get("train/loss"),
-                row["eval/loss"],
-                row["eval/perplexity"],
-            ]
-            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    lines += diagnosis(seen, about)
+    lines += validations(seen)
     lines += ["", f"{damaged} damaged lines of metrics.jsonl were skipped."] if damaged else []
     for title, note in notes.items():
         lines += ["", f"## {title}", "", "```", *note, "```"]
-    if samples:
-        last = samples[-1]["train/global_step"]
-        lines += ["", f"## Text after step {last:,}", ""]
+    durable.write_text(folder / "report.md", "\n".join([*lines, *texts(samples)]) + "\n")
+
+
+def rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of a file of the run and how many were damaged; none where there is no
+    file."""
+    return durable.read_lines(path) if path.is_file() else ([], 0)
+
+
+def diagnosis(seen: doctor.Curves, about: doctor.About) -> list[str]:
+    """Return what is not well with the run, and what to try."""
+    lines = ["## Diagnosis", ""]
+    found = doctor.diagnose(seen, about)
+    for finding in found:
+        lines += [f"**{finding.name}**: {finding.says}.", ""]
+        lines += [f"1. `{cause.override}`: {cause.why}" for cause in finding.causes] + [""]
+    return lines if found else [*lines, "Nothing found that is not well.", ""]
+
+
+def validations(seen: doctor.Curves) -> list[str]:
+    """Return each validation in words and in numbers."""
+    lines = ["## Validations", "", *(f"- {line}" for line in doctor.lines(seen)), ""]
+    lines += ["| step | epoch | train loss since the last validation | validation loss "]
+    lines[-1] += "| perplexity |"
+    lines += ["|---|---|---|---|---|"]
+    columns = (seen.val_step, seen.val_epoch, seen.train_before, seen.val)
+    for step, epoch, train, loss in zip(*columns, strict=True):
+        cells = [int(step), epoch, train, loss, perplexity(loss)]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return lines
+
+
+def texts(samples: Rows) -> list[str]:
+    """Return how the text that was generated from each prompt changed with the steps."""
+    samples = [row for row in samples if {"train/global_step", "prompt", "text"} <= set(row)]
+    steps = list(dict.fromkeys(row["train/global_step"] for row in samples))
+    last = len(steps) - 1
+    shown = {steps[round(last * part / (TIMES - 1))] for part in range(TIMES)} if steps else set()
+    lines = ["", "## Text over time"] if steps else []
+    for prompt in dict.fromkeys(row["prompt"] for row in samples):
+        lines += ["", f"**{_quoted(prompt)}** ...", "", "| step | text |", "|---|---|"]
         for row in samples:
-            if row["train/global_step"] == last:
-                lines += [f"- **{row['prompt']}**{_quoted(row['text'])}"]
-    return "\n".join(lines) + "\n"
+            if row["prompt"] == prompt and row["train/global_step"] in shown:
+                lines.append(f"| {row['train/global_step']:,} | {_quoted(row['text'])} |")
+    return lines
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+def _cell(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if math.isnan(value) else f"{value:,.4g}"
 
 
 def _quoted(text: str) -> str:
-    return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+    """Return generated text as a cell of a table: nothing in it is markdown, HTML or control."""
+    visible = printable(" ".join(text.split()), "utf-8")
+    return _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", visible)
 
 
 def draw(metrics: Rows, path: Path) -> bool:

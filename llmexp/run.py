@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +17,14 @@ from torch import nn
 
 from llmexp import checkpoint, durable, report
 from llmexp.console import Console
+from llmexp.doctor import About, Doctor, Finding
 from llmexp.engine import Plan, State
 from llmexp.errors import RunError
 from llmexp.generate import continuations
 from llmexp.health import ROLLBACKS
 from llmexp.logger import Logger
 from llmexp.memory import oom
+from llmexp.pace import Pace, peak_memory
 from llmexp.precision import Precision
 from llmexp.signals import Stop
 
@@ -57,16 +59,18 @@ class Run:
     stop: Stop
     facts: Mapping[str, Any]  # what a checkpoint remembers of the run: config, data, environment
     notes: Mapping[str, list[str]]  # what report.md says of plan and data: title -> lines
+    data: Mapping[str, Any] = field(default_factory=dict)  # what the doctor knows of the data
 
     def __post_init__(self) -> None:
         self.metrics = durable.JsonLines(self.folder / "metrics.jsonl")
         self.timing = durable.JsonLines(self.folder / "timing.jsonl")
         self.samples = durable.JsonLines(self.folder / "samples.jsonl")
-        self.seen = {"seconds": 0.0, "tokens": 0}  # at the last row of timing
+        self.pace = Pace()
         self.saved_at = time.monotonic()
         self.failed_saves = 0
-        self.tokens_per_second = math.nan
         self.shown: dict[str, float] = {}  # the last numbers, for the progress bar
+        self.doctor = Doctor(About(self.settings, self.plan.steps, self.data))
+        self.news: list[Finding] = []  # of the doctor, that nobody was told of yet
 
     def resume_from(self, state: State, *, begun: bool) -> None:
         """Cut the files back to where `state` stands: what came after it happens again."""
@@ -74,36 +78,37 @@ class Run:
         for file in (self.metrics, self.samples):
             file.truncate_to(last if state.owed is None else last - 1)
         self.timing.truncate_to(last)
-        self.seen = {"seconds": state.seconds, "tokens": state.tokens}
+        known = [durable.read_lines(file.path)[0] for file in (self.metrics, self.timing)]
+        self.doctor.replay(*known)
+        self.pace.start(state)
 
     def log(self, state: State, metrics: dict[str, float]) -> None:
         """Write one row where there is one to write, and move the progress bar."""
         if metrics:
             self._tell_findings(state)
-            self.metrics.append(
-                {"train/global_step": state.step} | {k: plain(v) for k, v in metrics.items()}
-            )
-            timing = self._timing(state)
-            self.timing.append({"train/global_step": state.step} | timing)
+            step = {"train/global_step": state.step}
+            row = step | {k: plain(v) for k, v in metrics.items()}
+            self.metrics.append(row)
+            timing = self.pace.row(state)
+            self.timing.append(step | timing)
+            self.news = self.doctor.see(row, timing)
             self.logger.log(state.step, metrics | timing)
             self.shown |= metrics | timing
         self.console.step(state.step, self.plan.steps, self.shown)
-
-    def _timing(self, state: State) -> dict[str, float]:
-        seconds = state.seconds - self.seen["seconds"]
-        if seconds > 0:
-            self.tokens_per_second = (state.tokens - self.seen["tokens"]) / seconds
-        self.seen = {"seconds": state.seconds, "tokens": state.tokens}
-        row = {"perf/seconds": state.seconds}
-        if seconds > 0:
-            row["perf/tokens_per_second"] = self.tokens_per_second
-        return row | peak_memory()
+        if "eval/loss" not in metrics:  # else it follows the line of the validation
+            self._tell_news()
 
     def out_of_memory(self, event: oom.Event) -> None:
         """Tell and record that a step was redone in smaller pieces."""
         self.console.warning(event.line())
         self.timing.append({"train/global_step": event.step} | event.as_dict())
         self.logger.log(event.step, {"memory/micro_batch_size": event.micro_batch_size})
+
+    def _tell_news(self) -> None:
+        """Say what the doctor has found."""
+        for found in self.news:
+            self.console.warning(found.text())
+        self.news = []
 
     def _tell_findings(self, state: State) -> None:
         """Tell and record the steps that were not well; fp16 finds its loss scale by overflows."""
@@ -141,6 +146,7 @@ class Run:
             self.console.warning(f"{trouble}\nBack to the weights of step {state.best_step:,}.")
             return
         self.log(state, metrics)
+        self._report()
         raise RunError(f"step {state.step:,}: {trouble}\n{why}")
 
     def stops(self) -> bool:
@@ -162,8 +168,10 @@ class Run:
             train_loss=state.train_loss,
             is_best=state.is_best,
             best=state.previous_best if state.is_best else state.best,
+            verdict=self.doctor.verdict(),
             saved=saved,
         )
+        self._tell_news()
         if self.trial.report(state.validations - 1, state.eval_loss):
             state.stopped = "pruned"
 
@@ -276,10 +284,7 @@ class Run:
         """
         if state.stopped != "signal" and self._save_model(model, "final") is None:
             raise RunError(f"the run is done but for its last model: resume={self.folder}")
-        try:
-            report.write(self.folder, self.notes)
-        except OSError as error:
-            self.console.warning(f"no report this time ({error})")
+        self._report()
         for name in ("loss.png", "report.md"):
             if (self.folder / name).is_file():
                 self.logger.media(name, self.folder / name)
@@ -294,6 +299,12 @@ class Run:
         if state.stopped != "signal":
             durable.write_json(self.folder / FINISHED, {"step": state.step})
 
+    def _report(self) -> None:
+        try:
+            report.write(self.folder, self.notes, self.doctor.about)
+        except OSError as error:
+            self.console.warning(f"no report this time ({error})")
+
     def summary(self, state: State) -> dict[str, Any]:
         """Return what a table of runs shows of this one."""
         return {
@@ -303,7 +314,7 @@ class Run:
             "tokens": state.tokens,
             "nonfinite_steps": state.health.nonfinite,
             "spikes": state.health.spikes,
-            "perf/tokens_per_second": self.tokens_per_second,
+            "perf/tokens_per_second": self.pace.tokens_per_second,
         } | peak_memory()
 
 
@@ -318,13 +329,6 @@ OUTCOMES = {
 def plain(value: float) -> float | str:
     """Return a number as JSON has it: those that are not finite as text."""
     return value if math.isfinite(value) else str(value)
-
-
-def peak_memory() -> dict[str, float]:
-    """Return the peak of the GPU's memory so far in GiB, where there is a GPU."""
-    if not torch.cuda.is_available():
-        return {}
-    return {"memory/peak_gib": torch.cuda.max_memory_allocated() / 2**30}
 
 
 def write_request(folder: Path, settings: Mapping[str, Any], overrides: list[str]) -> None:

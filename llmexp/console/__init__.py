@@ -58,14 +58,19 @@ class Console:
         train_loss: float | None = None,
         is_best: bool,
         best: float | None = None,
+        verdict: str = "",
         saved: Path | None = None,
     ) -> None:
-        """Say what a validation found; `best` is the lowest loss of the validations before it."""
+        """Say what a validation found; `best` is the lowest loss of the validations before it.
+
+        `verdict` is what that means, in a word or two.
+        """
         parts = [f"Epoch {epoch:g}/{epochs:g}", f"step {step:,}"]
         if train_loss is not None:
             parts.append(f"train {number(train_loss)}")
         parts.append(f"val {number(loss)} (perplexity {number(perplexity(loss))})")
-        parts.append(_verdict(is_best, best))
+        means = f": {verdict}" if verdict and best is not None else ""
+        parts.append(f"{_verdict(is_best, best)}{means}")
         if saved is not None:
             parts.append(f"saved {saved}")
         self.message("  ".join(parts))
