@@ -4,6 +4,8 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,31 @@ def test_processes_that_come_together_build_once(
     assert len(found) == 1
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
+
+
+def test_a_builder_that_is_killed_leaves_the_work_to_those_who_wait(
+    source: Callable[..., Source], tokenizer: Any, corpus: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("".join(f"the learning rate {number}\n" for number in range(20_000)))
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    arguments = (str(path), tmp_path / "cache", source, tokenizer, queue)
+    builder, *waiting = [context.Process(target=_load, args=arguments) for _ in range(3)]
+    builder.start()
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cache").rglob("tokens.bin")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    for process in waiting:
+        process.start()
+    builder.kill()
+    builder.join()
+    assert builder.exitcode == -signal.SIGKILL  # it had not come to its end
+    found = {queue.get(timeout=120) for _ in waiting}
+    for process in waiting:
+        process.join()
+    assert found == {corpus("text", path=str(path), cache_dir=tmp_path / "alone").fingerprint}
+    assert files(tmp_path / "cache") == files(tmp_path / "alone")
 
 
 def test_a_builder_that_waited_takes_what_the_other_built(tmp_path: Path) -> None:
