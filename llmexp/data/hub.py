@@ -63,7 +63,7 @@ class HubSource:
             named = "a subset and a split are named OWNER/NAME:SUBSET@SPLIT"
             return self._loaded(datasets, self._path, f"{named}; or {bring}")
         with _offline():
-            cure = f"the Hugging Face hub cannot be reached: {bring}"
+            cure = f"the Hugging Face hub cannot be reached, and no copy is here: {bring}"
             return self._loaded(datasets, self._path, cure)
 
     def _refuse_a_wrong_path(self) -> None:
@@ -82,9 +82,8 @@ class HubSource:
         try:
             return datasets.load_dataset(place, self._subset, split=self._split or "train")
         except Exception as error:  # of many kinds: network, hub, format, missing split
-            raise RequestError(
-                f"{self._key}={self.spec} cannot be loaded ({_reason(error)}): {cure}"
-            ) from error
+            why = "" if isinstance(error, ConnectionError) else f" ({_reason(error)})"
+            raise RequestError(f"{self._key}={self.spec} cannot be loaded{why}: {cure}") from error
 
     def _saved(self, datasets: Any) -> Any:
         try:

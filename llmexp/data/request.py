@@ -153,7 +153,10 @@ def _found(format: str, path: object, *, key: str) -> tuple[reading.Origin, list
         return [], [f"{key}={path} is no name: data=hf reads one dataset, OWNER/NAME:SUBSET@SPLIT"]
     paths = [path] if isinstance(path, str) else path
     if not isinstance(paths, list) or not all(isinstance(entry, str) for entry in paths):
-        return [], [f"{key}={path} is neither a path nor a list of paths: put quotes around it"]
+        return [], [
+            f"{key}={path} is neither a path nor a list of paths: for a file whose name is a "
+            f"number write {key}=./NUMBER"
+        ]
     return find(paths, key=key, is_text=format != "parquet")
 
 

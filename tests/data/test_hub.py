@@ -110,6 +110,6 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
         )
         server.shutdown(socket.SHUT_RDWR)
     assert (
-        "the Hugging Face hub cannot be reached: bring it as a folder (hf download" in told.stdout
+        "hub cannot be reached, and no copy is here: bring it download" in told.stdout
     )
     assert len(asked) == 1
