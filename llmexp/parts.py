@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmexp import config, data, optimizer
+from llmexp import config, cpu, data, optimizer
 from llmexp.errors import RequestError
 from llmexp.logger import Logger
 from llmexp.loss import probe_head
@@ -65,6 +65,9 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
     )
     torch.manual_seed(settings["seed"])
     model = blueprint.build(architecture, tokenizer, device=device)
+    if device.type == "cpu":
+        cpu.keep_freed_blocks()
+        cpu.speed_up(model)
     if fits.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 

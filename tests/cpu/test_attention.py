@@ -1,0 +1,124 @@
+"""Attention on a CPU equals PyTorch's, and its gradients those of finite differences."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from llmexp import cpu
+from llmexp.cpu import attention
+
+LENGTH = attention.BLOCK * 2 + 9  # more than two blocks, and a part of one
+
+
+def heads(rows: int = 2, length: int = LENGTH, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(0)
+    shape = (rows, length, 3, 8)
+    return [torch.randn(shape, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+
+def packed(rows: int, length: int, longest: int) -> Tensor:
+    """Return the mask of examples of 1, 2, 3, ... tokens after each other."""
+    sizes = torch.arange(length) % longest + 1
+    example = torch.repeat_interleave(torch.arange(length), sizes)[:length]
+    mask = (example[:, None] == example[None]).tril()
+    return mask.expand(rows, 1, length, length)
+
+
+@pytest.mark.parametrize("longest", [None, 1, 7, 50])
+@pytest.mark.parametrize("length", [1, 5, attention.BLOCK, LENGTH])
+def test_without_dropout_it_is_pytorchs(length: int, longest: int | None) -> None:
+    parts = heads(length=length)
+    mask = packed(2, length, longest) if longest else None
+    ours = attention.Attention.apply(*parts, mask, 0.3, 0.0, 0)
+    theirs = F.scaled_dot_product_attention(
+        *parts, attn_mask=mask, is_causal=mask is None, scale=0.3
+    )
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    for one, other in zip(
+        torch.autograd.grad((ours * weights).sum(), parts),
+        torch.autograd.grad((theirs * weights).sum(), parts),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("longest", [None, 4])
+def test_with_dropout_its_gradients_are_those_of_finite_differences(longest: int | None) -> None:
+    parts = [part[:1, :1, :, :3].detach().requires_grad_() for part in heads(length=9)]
+    mask = packed(1, 9, longest) if longest else None
+    torch.autograd.gradcheck(
+        lambda *parts: attention.Attention.apply(*parts, mask, 0.3, 0.4, 7), parts
+    )
+
+
+def test_with_dropout_the_mean_over_seeds_is_the_result_without() -> None:
+    parts = [part.detach() for part in heads(rows=1, length=20)]
+    results = [attention.Attention.apply(*parts, None, 0.3, 0.2, seed) for seed in range(3000)]
+    drawn = torch.stack(results)
+    error = drawn.mean(0) - attention.Attention.apply(*parts, None, 0.3, 0.0, 0)
+    assert (error.abs() <= 6 * drawn.std(0) / 3000**0.5 + 1e-12).all()
+
+
+def test_bf16_is_as_near_to_the_exact_result_as_pytorchs_kernel() -> None:
+    parts = heads(dtype=torch.bfloat16)
+    exact = F.scaled_dot_product_attention(*(part.double() for part in parts), is_causal=True)
+    theirs = F.scaled_dot_product_attention(*parts, is_causal=True)
+    ours = attention.Attention.apply(*parts, None, 8**-0.5, 0.0, 0)
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).square().mean() <= 1.1 * (theirs - exact).square().mean()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_layer=2, n_embd=24, n_head=3, vocab_size=50, n_positions=200),
+        LlamaConfig(
+            num_hidden_layers=2,
+            hidden_size=24,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            vocab_size=50,
+        ),
+    ],
+    ids=["gpt2", "llama-grouped-heads"],
+)
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_model_has_the_same_gradients(config: object, is_packed: bool) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
+    ids = torch.randint(50, (2, 100))
+    positions = (torch.arange(100) % 30)[None].expand(2, -1) if is_packed else None
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(
+            input_ids=ids, position_ids=positions, use_cache=False
+        ).logits.square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    theirs = gradients()
+    cpu.speed_up(model)
+    assert model.config._attn_implementation == attention.NAME
+    torch.testing.assert_close(gradients(), theirs)
+
+
+def test_activation_checkpointing_draws_the_same_masks() -> None:
+    config = GPT2Config(n_layer=2, n_embd=24, n_head=3, vocab_size=50, n_positions=200)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    cpu.speed_up(model)
+    ids = torch.randint(50, (2, 100))
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        torch.manual_seed(5)
+        model(input_ids=ids, use_cache=False).logits.square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.testing.assert_close(gradients(), plain, rtol=0, atol=0)
