@@ -109,7 +109,5 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
             check=True,
         )
         server.shutdown(socket.SHUT_RDWR)
-    assert (
-        "hub cannot be reached, and no copy is here: bring it download" in told.stdout
-    )
+    assert "hub cannot be reached, and no copy is here: bring it" in told.stdout
     assert len(asked) == 1
