@@ -1,10 +1,11 @@
 """What a search with pruning is worth, beside the same number of points on a grid.
 
-    python benchmarks/sweep.py [--epochs 0.5] [--trials 24] > benchmarks/results/sweep.md
+    python benchmarks/sweep.py [--epochs 1.5] [--trials 24] > benchmarks/results/sweep.md
 
 Part 1 trains gpt2-nano on the shipped text: learning rate x batch size, as many runs for each way
-(Hydra's grid with the process launcher, our search without pruning, our search with it), one way
-after the other. Tokens trained say what a way costs on any machine; seconds are those of this one.
+(plain Hydra: its grid and its launcher, all runs in one process; our search without pruning; our
+search with it), one way after the other. Tokens trained say what a way costs on any machine;
+seconds are those of this one.
 Part 2 sweeps over a task that does nothing: what a job costs beside its training.
 """
 
@@ -20,9 +21,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT / "tests" / "sweep" / "toy" / "task.py"
@@ -35,6 +35,7 @@ class Outcome:
     """What one way of searching came to."""
 
     seconds: float
+    processor: float  # seconds of it, of all processes, which other work disturbs less
     training: float  # seconds within training steps
     tokens: int
     best: float  # nats per label token
@@ -42,10 +43,10 @@ class Outcome:
     stopped: int  # runs that were pruned
 
 
-def train(folder: Path, arguments: list[str]) -> float:
-    """Run `python -m llmexp.train -m`; return its seconds."""
+def train(folder: Path, arguments: list[str]) -> tuple[float, float]:
+    """Run `python -m llmexp.train -m`; return its seconds, and those of the processor."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), os.times()
     subprocess.run(
         [sys.executable, "-m", "llmexp.train", "-m", *arguments],
         cwd=folder,
@@ -53,10 +54,13 @@ def train(folder: Path, arguments: list[str]) -> float:
         check=True,
         stdout=sys.stderr,
     )
-    return time.perf_counter() - started
+    after = os.times()
+    processor = after.children_user + after.children_system
+    processor -= before.children_user + before.children_system
+    return time.perf_counter() - started, processor
 
 
-def outcome(runs: Path, seconds: float, planned_epochs: float) -> Outcome:
+def outcome(runs: Path, seconds: tuple[float, float], planned_epochs: float) -> Outcome:
     """Read what the runs of a sweep left."""
     best, at, tokens, training, stopped = float("inf"), "", 0, 0.0, 0
     for folder in sorted(path.parent for path in runs.rglob("metrics.jsonl")):
@@ -70,7 +74,7 @@ def outcome(runs: Path, seconds: float, planned_epochs: float) -> Outcome:
             words = (folder / ".hydra" / "overrides.yaml").read_text().split()
             point = [word for word in words if word.startswith(("optimizer.lr", "train.batch"))]
             best, at = lowest, ", ".join(point)
-    return Outcome(seconds, training, tokens, best, at, stopped)
+    return Outcome(*seconds, training, tokens, best, at, stopped)
 
 
 def ways(trials: int) -> dict[str, list[str]]:
@@ -79,12 +83,13 @@ def ways(trials: int) -> dict[str, list[str]]:
     rates = [LOW * (HIGH / LOW) ** (i / (count - 1)) for i in range(count)]
     search = ["sweep=lr_batch", f"hydra.sweeper.n_trials={trials}", "hydra.sweeper.study_name=s"]
     return {
-        "grid": [
+        "plain Hydra grid": [
+            "hydra/launcher=basic",
             f"optimizer.lr={','.join(f'{rate:.4g}' for rate in rates)}",
             f"train.batch_size={','.join(map(str, BATCHES))}",
         ],
-        "search": [*search, "hydra/sweeper/pruner=none"],
-        "search, pruned": search,
+        "our search, not pruned": [*search, "hydra/sweeper/pruner=none"],
+        "our search, pruned": search,
     }
 
 
@@ -132,27 +137,32 @@ def overhead(jobs: int) -> dict[str, float]:
 def main() -> None:
     """Print both parts as Markdown."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=float, default=0.5)
+    parser.add_argument("--epochs", type=float, default=1.5)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--jobs", type=int, default=12)
+    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="in words")
     given = parser.parse_args()
     print(f"# python benchmarks/sweep.py --epochs {given.epochs} --trials {given.trials}\n")
-    print(f"{date.today()}, {os.cpu_count()} CPU cores, one thread, load {os.getloadavg()[0]:.1f},")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}.\n")
+    print(f"{date.today()}, {given.machine}, one thread, load {os.getloadavg()[0]:.1f} before.")
+    versions = [f"{name} {version(name)}" for name in ("torch", "hydra-core", "optuna")]
+    print(f"Python {platform.python_version()}, {', '.join(versions)}.\n")
     if given.trials:
         print(f"gpt2-nano, sample, {given.trials} runs of {given.epochs} epochs each way:\n")
-        print("| | seconds | of them in steps | tokens | stopped early | best eval/loss | at |")
-        print("|---|---|---|---|---|---|---|")
+        print(
+            "| | seconds | of the processor | in steps | tokens | stopped | best eval/loss | at |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
         for name, found in searches(given.epochs, given.trials):
-            numbers = f"{found.seconds:,.0f} | {found.training:,.0f} | {found.tokens:,}"
+            seconds = f"{found.seconds:,.0f} | {found.processor:,.0f} | {found.training:,.0f}"
+            numbers = f"{seconds} | {found.tokens:,}"
             rest = f"{found.stopped} | {found.best:.4f} | {found.at}"
             print(f"| {name} | {numbers} | {rest} |", flush=True)
         print()
     print(f"A task that does nothing, {given.jobs} jobs, everything included:\n")
     print("| | seconds a job |")
     print("|---|---|")
-    for name, seconds in overhead(given.jobs).items():
-        print(f"| {name} | {seconds:.2f} |", flush=True)
+    for name, each in overhead(given.jobs).items():
+        print(f"| {name} | {each:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise RequestError(f"{' '.join(overrides)}: {error}") from None
         with open_dict(composed):
-            composed.hydra.job.id = composed.hydra.job.num = number
+            composed.hydra.job.id, composed.hydra.job.num = str(number), number
         return composed
 
     def subdir(self, overrides: list[str], number: int) -> str:

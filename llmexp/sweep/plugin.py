@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,6 +19,6 @@ def register() -> None:
         sys.path.append(folder)
 
 
-def _times(number: float, factor: float) -> float:
+def _times(number: Any, factor: Any) -> float:
     """Multiply, to six digits: ${times:${model.lr},0.02} in conf/sweep/."""
     return float(f"{number * factor:.6g}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from llmexp.errors import RequestError
 from llmexp.signals import Stop
 from llmexp.sweep.launch import Ended, Job, quote
 
@@ -80,14 +81,20 @@ class Processes:
         words = [*(f"{name}={value}" for name, value in extra.items()), shlex.join(command)]
         output.write(f"$ {' '.join(words)}\n".encode())
         output.flush()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **extra, **job.environment},
-            start_new_session=True,  # a Ctrl-C reaches the sweeper only, which then stops its jobs
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **extra, **job.environment},
+                start_new_session=True,  # Ctrl-C reaches the sweeper only, which stops its jobs
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            output.close()
+            raise RequestError(
+                f"hydra.launcher.command_prefix: {command[0]} cannot be started: {error.strerror}"
+            ) from error
         self._running.append(_Running(job, slot, process, output, time.monotonic()))
 
     def wait(self, seconds: float) -> list[Ended]:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 from optuna.trial import FrozenTrial, TrialState
 
-from llmexp.errors import RequestError, RunError
+from llmexp.errors import LockedError, RequestError, RunError
 from llmexp.signals import Stop
 from llmexp.sweep.launch import Ended, Job, Launch
 from llmexp.sweep.locks import held, owner
 from llmexp.sweep.outcome import describe
 from llmexp.sweep.process import Processes, signal_group
 from llmexp.sweep.study import Claim, Study
-from llmexp.sweep.trial import STOPPED
+from llmexp.sweep.trial import NO_ROOM, STOPPED
 
 log = logging.getLogger("llmexp.sweep")
 LOOK = 1.0  # seconds between two looks at what other processes do
@@ -110,7 +110,7 @@ class Runner:
             self._study.release(claim)
         elif ended.code == RequestError.exit_code:
             self._study.tell(claim, "refused", reason)
-        elif ended.code < 0 or ended.code in (*STOPPED, 137):
+        elif ended.code < 0 or ended.code in (*STOPPED, 137, LockedError.exit_code):
             if self._study.lost(claim) > self._max_retries:
                 self._study.tell(claim, "failed", f"killed {self._max_retries + 1} times: {reason}")
             else:
@@ -123,15 +123,22 @@ class Runner:
 
     def _give_up(self, ended: Ended, trial: FrozenTrial) -> None:
         error = trial.user_attrs.get("error", "")
-        if trial.user_attrs.get("state") == "refused":
-            raise RequestError(
-                f"Trial {trial.number} was refused: {error}\nIts log: {ended.job.log}"
-            )
+        if trial.user_attrs.get("state") == "refused" or self._nothing_fits(error):
+            raise RequestError(f"Trial {trial.number} was refused: {error}\n{_where(ended.job)}")
         if self._failures >= self._max_failures:
             raise RunError(
                 f"{self._failures} trials failed in a row, the last of them with: {error}\n"
-                f"Its log: {ended.job.log}"
+                f"{_where(ended.job)}"
             )
+
+    def _nothing_fits(self, error: str) -> bool:
+        """Say whether the plan of a trial takes too much memory, and no other trial came further.
+
+        The config's own values come first. Where they do not fit, a smaller model helps, and a
+        search does not; where they do, this is one point of the space that is too large.
+        """
+        trials = self._study.trials()
+        return bool(NO_ROOM.search(error)) and not any(t.intermediate_values for t in trials)
 
     def _stop_adopted(self) -> None:
         """Stop what a killed sweeper left on this machine: who stops a sweep wants the GPU back."""
@@ -142,6 +149,11 @@ class Runner:
 
 
 HOST = socket.gethostname()
+
+
+def _where(job: Job) -> str:
+    """Say where to look; launchers of Hydra keep logs elsewhere."""
+    return f"Its log: {job.log}" if job.log.exists() else f"Its folder: {job.folder}"
 
 
 def _shown(item: tuple[str, object]) -> str:

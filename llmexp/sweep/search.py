@@ -158,8 +158,22 @@ class Search:
         if defaults is None:
             log.info("  the config's own values lie outside: no trial is made of them")
 
+    def _idle_pruner(self, study: Study) -> list[str]:
+        """Say so where the trials were over before the pruner's warm-up was."""
+        warm_up = self.settings.pruner.get("n_warmup_steps", 0)
+        seen = max((len(trial.intermediate_values) for trial in study.trials()), default=0)
+        never = self.settings.n_trials < self.settings.pruner["from_trials"]
+        if not seen or seen > warm_up or never:
+            return []
+        return [
+            "",
+            f"Nothing could be pruned: the trials validated {seen} times, and the pruner leaves "
+            f"them the first {warm_up}. Validate more often (train.validate_every), or less "
+            "warm-up: hydra.sweeper.pruner.n_warmup_steps=...",
+        ]
+
     def _finish(self, study: Study) -> float | None:
-        lines = self.report.lines(study.optuna)
+        lines = [*self.report.lines(study.optuna), *self._idle_pruner(study)]
         ranked = ranking(study.trials())
         winner = ranked[0] if ranked else None
         if winner is not None and self.settings.confirm:

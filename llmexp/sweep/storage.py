@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -87,12 +88,14 @@ class WriterLock:
     """The lock of a journal, kept by the kernel: Optuna's own outlives a killed writer."""
 
     def __init__(self, journal: Path) -> None:
+        self._journal = journal
         self._lock = Lock(journal.with_name(f".{journal.name}.lock"))
 
     def acquire(self) -> bool:
-        """Wait for the lock; raise RunError after a minute."""
+        """Wait for the lock and clear the way for a new line; raise RunError after a minute."""
         if not self._lock.acquire(seconds=60.0):
             raise RunError(f"{self._lock.path} has been locked for a minute: is a process stopped?")
+        _cut_torn_end(self._journal)
         return True
 
     def release(self) -> None:
@@ -108,9 +111,7 @@ def repair(journal: Path) -> int:
     """
     if not journal.is_file():
         return 0
-    lock = WriterLock(journal)
-    lock.acquire()
-    try:
+    with Lock(journal.with_name(f".{journal.name}.lock")):
         content = journal.read_bytes()
         kept: list[bytes] = []
         torn: list[bytes] = []
@@ -118,14 +119,34 @@ def repair(journal: Path) -> int:
             good, bad = _mend(line)
             kept += good
             torn += bad
-        if torn:
-            with journal.with_name(f"{journal.name}.torn").open("ab") as aside:
-                aside.write(b"".join(torn) + b"\n")
+        _set_aside(journal, b"".join(torn))
         if b"".join(kept) != content:
             durable.write_bytes(journal, b"".join(kept))
         return sum(map(len, torn))
-    finally:
-        lock.release()
+
+
+def _cut_torn_end(journal: Path) -> None:
+    """Set aside what a killed writer left of its last line: ours would be glued to it.
+
+    Only for the owner of the lock, to whom an end without a newline is nobody's work in progress.
+    The file is cut in place, since others have it open.
+    """
+    if not journal.is_file():
+        return
+    with journal.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0 or os.pread(file.fileno(), 1, end - 1) == b"\n":
+            return
+        content = journal.read_bytes()
+        torn = content[content.rfind(b"\n") + 1 :]
+        _set_aside(journal, torn)
+        file.truncate(end - len(torn))
+
+
+def _set_aside(journal: Path, torn: bytes) -> None:
+    if torn:
+        with journal.with_name(f"{journal.name}.torn").open("ab") as aside:
+            aside.write(torn + b"\n")
 
 
 def _mend(line: bytes) -> tuple[list[bytes], list[bytes]]:

@@ -7,16 +7,19 @@ sweep.
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from llmexp.errors import LockedError, RequestError
+from llmexp.errors import LockedError, RequestError, RunError
 
 ENV = "LLMEXP_TRIAL"
 STOPPED = (129, 130, 143)  # exit codes of a run that a signal stopped, and that can be continued
 INFEASIBLE = {"OutOfMemoryError", "MemoryError", "FloatingPointError"}
 SIGNS = ("out of memory", "was not finite", "loss scale collapsed")  # llmexp/health.py says so
+NO_ROOM = re.compile(r"does not fit [\d.]+ GiB")  # llmexp/memory/planner.py says so
+NO_LOSS = "the task returned None, where a sweep needs the loss to minimize"
 Loss = TypeVar("Loss", bound=float | None)
 
 
@@ -66,7 +69,10 @@ def run_trial(train: Callable[[NullTrial], Loss]) -> Loss | float:
             raise
         finally:
             _current = NullTrial()
-        trial.tell(trial.fate or verdict(loss=loss), loss=loss)
+        if loss is None and trial.fate is None:
+            trial.tell("failed", error=RunError(NO_LOSS))
+        else:
+            trial.tell(trial.fate or verdict(loss=loss), loss=loss)
         return loss
 
 
@@ -79,7 +85,7 @@ def verdict(error: BaseException | None = None, *, loss: float | None = None) ->
     if isinstance(error, SystemExit):
         return "stopped" if error.code in STOPPED else "refused" if error.code == 2 else "failed"
     if isinstance(error, RequestError):
-        return "refused"
+        return "infeasible" if NO_ROOM.search(str(error)) else "refused"
     return "infeasible" if _says_something_of_the_point(error) else "failed"
 
 

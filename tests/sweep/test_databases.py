@@ -2,6 +2,7 @@
 
 import getpass
 import importlib.util
+import json
 import os
 import pwd
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,3 +155,23 @@ def test_postgresql_with_its_password_in_pgpassword(toy: "Toy", postgresql: str)
 def test_grpc_proxy(toy: "Toy", grpc: str) -> None:
     toy.address = grpc
     assert_survives(toy, grpc)
+
+
+@pytest.mark.slow
+def test_the_dashboard_opens_the_study(toy: "Toy") -> None:
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        pytest.skip("optuna-dashboard is not installed (pip install optuna-dashboard)")
+    toy.run("hydra.sweeper.n_trials=2", "hydra/launcher=basic")
+    port, journal = free_port(), toy.folder / "multirun" / "toy" / "study.journal"
+    dashboard = [str(Path(sys.executable).parent / "optuna-dashboard"), str(journal)]
+    server = subprocess.Popen([*dashboard, "--port", str(port)], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        address = f"http://127.0.0.1:{port}/api/studies/0"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            shown = json.load(answer)
+    finally:
+        server.kill()
+        server.wait()
+    assert [trial["state"] for trial in shown["trials"]] == ["Complete"] * 2
+    assert {p["name"] for p in shown["union_search_space"]} == {"optimizer.lr", "train.batch_size"}

@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,7 +58,8 @@ def test_a_killed_worker_takes_its_batch_down_and_the_batch_is_continued(toy: "T
 
 @pytest.mark.slow
 def test_a_trial_may_be_several_processes(toy: "Toy") -> None:
-    torchrun = f"{Path(sys.executable).parent}/torchrun,--standalone,--nproc-per-node,2,--no-python"
-    toy.run("hydra.sweeper.n_trials=2", f"hydra.launcher.command_prefix=[{torchrun}]")
+    torchrun = f"{sys.executable},-m,torch.distributed.run,--standalone,--nproc-per-node,2"
+    prefix = f"hydra.launcher.command_prefix=[{torchrun},--no-python]"
+    toy.run("hydra.sweeper.n_trials=2", prefix)
     assert toy.states() == ["finished"] * 2
     assert toy.evaluated() == {"0": 6, "1": 6}

@@ -47,6 +47,17 @@ def test_a_line_written_behind_a_torn_one_is_saved(tmp_path: Path) -> None:
     assert (tmp_path / "study.journal.torn").read_bytes() == lines[-2][:20] + b"\n"
 
 
+def test_what_another_worker_left_torn_does_not_spoil_the_next_line(tmp_path: Path) -> None:
+    path = journal(tmp_path, 2)
+    study = optuna.load_study(study_name="s", storage=storage.connect(str(path)))
+    with path.open("ab") as killed:
+        killed.write(b'{"op_code":5,"wor')
+    trial = study.ask()  # while the study is open: nobody has repaired it
+    study.tell(trial, trial.suggest_float("x", 0, 1))
+    assert trials(path) == 3
+    assert (tmp_path / "study.journal.torn").read_bytes() == b'{"op_code":5,"wor\n'
+
+
 def test_a_whole_journal_is_left_alone(tmp_path: Path) -> None:
     path = journal(tmp_path, 2)
     before = path.stat()

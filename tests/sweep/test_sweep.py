@@ -140,6 +140,44 @@ def test_when_every_trial_fails_the_third_ends_it_with_the_log(toy: "Toy") -> No
 
 
 @pytest.mark.slow
+def test_a_task_that_returns_nothing_is_told_so(toy: "Toy") -> None:
+    said = toy.run("fail=mute", BASIC, code=1)
+    assert "returned None, where a sweep needs the loss" in said
+    assert str(toy.folder / "multirun" / "toy" / "2") in said
+
+
+@pytest.mark.slow
+def test_a_plan_that_does_not_fit_is_a_finding_where_another_does(toy: "Toy") -> None:
+    toy.run("hydra.sweeper.n_trials=6", BASIC, "plan=8")
+    assert set(toy.states()) == {"finished", "infeasible"}
+    sizes = [trial.params["train.batch_size"] for trial in toy.study().trials]
+    assert [size > 8 for size in sizes] == [state == "infeasible" for state in toy.states()]
+
+
+@pytest.mark.slow
+def test_a_model_that_fits_nowhere_ends_the_sweep_at_once(toy: "Toy") -> None:
+    for starts in (1, 2):  # and again when tried again
+        assert "does not fit 0.00 GiB" in toy.run(BASIC, "plan=0", code=2)
+        assert len(toy.job_pids()) == starts
+
+
+@pytest.mark.slow
+def test_a_prefix_that_is_no_program_is_refused(toy: "Toy") -> None:
+    said = toy.run("hydra.launcher.command_prefix=[no-such-program]", code=2)
+    assert "command_prefix: no-such-program cannot be started" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_pruner_that_never_came_to_act_is_told(toy: "Toy") -> None:
+    few = ("hydra.sweeper.n_trials=2", "hydra.sweeper.pruner.from_trials=0", BASIC)
+    assert "Nothing could be pruned" not in toy.run(*few)
+    assert "Nothing could be pruned: the trials validated 3 times" in toy.run(
+        *few, "train.validations=3", "hydra.sweeper.study_name=short"
+    )
+
+
+@pytest.mark.slow
 def test_a_failure_between_successes_is_replaced(toy: "Toy") -> None:
     toy.run("hydra.sweeper.n_trials=3", BASIC, "fail=odd")
     assert toy.states() == ["finished", "failed"] * 2 + ["finished"]

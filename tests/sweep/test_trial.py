@@ -32,6 +32,7 @@ def raised(error: BaseException, cause: BaseException) -> BaseException:
         (RunError(f"step 3: {NOT_FINITE}"), "infeasible"),
         (RuntimeError("shape mismatch"), "failed"),
         (RequestError("no such file"), "refused"),
+        (RequestError("gpt2-xl does not fit 4.90 GiB (hw=6gb): micro-batch 1 ..."), "infeasible"),
         (SystemExit(2), "refused"),
         (SystemExit(3), "failed"),
         (SystemExit(143), "stopped"),

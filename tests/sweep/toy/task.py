@@ -16,6 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from llmexp.errors import RequestError
 from llmexp.sweep.plugin import register
 from llmexp.sweep.trial import NullTrial, run_trial
 
@@ -27,7 +28,7 @@ def loss_at(lr: float, batch_size: int, share: float, seed: int) -> float:
     return 3.0 + 0.2 * distance**2 + 2.0 * math.exp(-4 * share) + noise
 
 
-def train(cfg: DictConfig, trial: NullTrial) -> float:
+def train(cfg: DictConfig, trial: NullTrial) -> float | None:
     if os.environ.get("RANK", "0") != "0":
         return 0.0  # another process of the same trial
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -48,13 +49,15 @@ def train(cfg: DictConfig, trial: NullTrial) -> float:
         if trial.report(index, loss):
             break
     trial.set("perf/tokens_per_second", 1000.0)
-    return min(losses)
+    return None if cfg.fail == "mute" else min(losses)
 
 
 def misbehave(cfg: DictConfig, trial: NullTrial) -> None:
     with Path(cfg.starts).open("a") as file:
         file.write(f"{trial.number} {os.getpid()}\n")
     odd = (trial.number or 0) % 2 == 1
+    if cfg.train.batch_size > cfg.plan:
+        raise RequestError(f"toy does not fit {cfg.plan:.2f} GiB: micro-batch 1 takes more")
     if cfg.train.batch_size > cfg.memory:
         raise MemoryError(f"batch {cfg.train.batch_size} does not fit")
     if cfg.fail == "all" or (cfg.fail == "odd" and odd):
@@ -70,7 +73,7 @@ def misbehave(cfg: DictConfig, trial: NullTrial) -> None:
 
 
 @hydra.main(config_path="conf", config_name="toy", version_base="1.3")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     return run_trial(lambda trial: train(cfg, trial))
 
 

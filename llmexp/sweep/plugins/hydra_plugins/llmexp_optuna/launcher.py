@@ -78,7 +78,7 @@ class ProcessLauncher(Launcher):
         """Return what the caller may want to know of a job, its end left open."""
         composed = self.context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(composed):
-            composed.hydra.job.id = composed.hydra.job.num = number
+            composed.hydra.job.id, composed.hydra.job.num = str(number), number
         sweep = composed.hydra.sweep
         config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         return JobReturn(
