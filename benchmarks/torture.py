@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "exact")]
 
 LONG = ("train.max_steps=60", "checkpoint.every_steps=5", "train.validate_every=2", "resume=auto")
-PEER_STEPS, PEER_SAVES = 400, 5
+PEER_STEPS, PEER_SAVES = 1500, 5
 NEWS = 1.0  # seconds after its first new row within which a process is killed
 
 

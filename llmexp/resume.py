@@ -139,6 +139,7 @@ def restore(start: Path | None, parts: "Parts", run: Run) -> State:
             state.stopped = None
         if Path(run.settings["resume"]).parent.name == "checkpoints":  # the one that was asked for
             checkpoint.remove_after(start.parent, state.step)
+        run.keeper.best_is_kept = remembered["best_is_kept"]
         log.info(f"continuing {run.folder} at step {state.step:,}")
         before = {**saved.environment, "precision": remembered["precision"]}
         now = {**checkpoint.environment(parts.model), "precision": parts.precision.name}

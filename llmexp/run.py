@@ -22,6 +22,7 @@ from llmexp.engine import Plan, State
 from llmexp.errors import RunError
 from llmexp.generate import continuations
 from llmexp.health import ROLLBACKS
+from llmexp.keeper import Keeper
 from llmexp.logger import Logger
 from llmexp.memory import oom
 from llmexp.pace import Pace, peak_memory
@@ -29,7 +30,6 @@ from llmexp.precision import Precision
 from llmexp.signals import Stop
 
 FINISHED = ".finished"  # in a run folder: nothing is left to do
-FAILED_SAVES = 3  # in a row, before a run stops
 
 
 class Trial(Protocol):
@@ -67,7 +67,9 @@ class Run:
         self.samples = durable.JsonLines(self.folder / "samples.jsonl")
         self.pace = Pace()
         self.saved_at = time.monotonic()
-        self.failed_saves = 0
+        self.keeper = Keeper(
+            self.folder, self.tokenizer, self.console, self.settings["checkpoint"]["keep"]
+        )
         self.shown: dict[str, float] = {}  # the last numbers, for the progress bar
         self.doctor = Doctor(About(self.settings, self.plan.steps, self.data))
         self.news: list[Finding] = []  # of the doctor, that nobody was told of yet
@@ -157,7 +159,7 @@ class Run:
         """Keep the best model, write samples, tell the person, report to the sweep."""
         saved = None
         if state.is_best:
-            saved = self._save_model(model, "best")
+            saved = self.keeper.best(model)
         self._write_samples(model, state)
         assert state.eval_loss is not None
         self.console.validation(
@@ -199,32 +201,6 @@ class Run:
             self.samples.append({"train/global_step": state.step} | row)
         self.logger.samples(state.step, rows)
 
-    def _save_model(self, model: Any, name: str) -> Path | None:
-        """Write model and tokenizer as a Hugging Face folder that appears at once or not at all."""
-        final = self.folder / name
-        unfinished = durable.temporary(final)
-        try:
-            model.save_pretrained(unfinished)
-            self.tokenizer.save_pretrained(unfinished)
-            durable.sync_tree(unfinished)
-            durable.replace_directory(unfinished, final)
-        except Exception as error:  # OSError, and safetensors' own
-            durable.discard(unfinished)
-            self._save_failed(name, error)
-            return None
-        self.failed_saves = 0
-        return final
-
-    def _save_failed(self, what: str, error: Exception) -> None:
-        self.failed_saves += 1
-        self.console.warning(f"{what} was not saved ({error}); what was saved before is whole")
-        if self.failed_saves >= FAILED_SAVES:
-            raise RunError(
-                f"saving failed {FAILED_SAVES} times in a row ({error}): make room, then resume "
-                "with "
-                f"resume={self.folder}"
-            )
-
     def checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
         """Write a checkpoint if one is due: by steps, by the clock, after a validation, or on a
         signal."""
@@ -248,42 +224,31 @@ class Run:
         self._tell_findings(state)
         for file in (self.metrics, self.timing, self.samples):
             file.sync()
-        folder = self.folder / "checkpoints"
         # what a signal stopped goes on when it is resumed
         stands["stopped"] = None if state.stopped == "signal" else state.stopped
         remembered = {
             "state": stands,
             "micro_batch_size": self.plan.micro_batch_size,
-        } | dict(self.facts)
-        remembered["precision"] = self.precision.name
-        try:
-            checkpoint.save(
-                folder,
-                state.step,
-                model=model,
-                optimizer=optimizer,
-                scaler=self.precision.scaler,
-                state=remembered,
-            )
-            checkpoint.prune(
-                folder, keep=self.settings["checkpoint"]["keep"], best_step=state.best_step
-            )
-        except checkpoint.SaveError as error:
-            if not any(folder.glob("step-*")):  # better now than after hours
-                raise RunError(f"{error}. This is the run's first checkpoint: make room") from error
-            self._save_failed(f"the checkpoint of step {state.step}", error)
-        else:
-            self.failed_saves = 0
+            "precision": self.precision.name,
+        }
+        self.keeper.checkpoint(
+            state.step,
+            state.best_step,
+            model=model,
+            optimizer=optimizer,
+            scaler=self.precision.scaler,
+            state=remembered | dict(self.facts),
+        )
         self.saved_at = time.monotonic()
         self.stop.save_requested = False
 
     def finish(self, model: nn.Module, state: State) -> None:
         """Write the last model and the report, and say where everything is.
 
-        Raises RunError where the disk does not take the model.
+        Raises RunError where the disk does not take the models.
         """
-        if state.stopped != "signal" and self._save_model(model, "final") is None:
-            raise RunError(f"the run is done but for its last model: resume={self.folder}")
+        if state.stopped != "signal":
+            self.keeper.last(model, state.best_step)
         self._report()
         for name in ("loss.png", "report.md"):
             if (self.folder / name).is_file():

@@ -16,7 +16,7 @@ No pickle anywhere: reading a checkpoint can not run code.
 
 from llmexp.checkpoint.resume import config_differences, environment, environment_differences
 from llmexp.checkpoint.shelf import SaveError, defect, find, newest, prune, remove_after
-from llmexp.checkpoint.store import Saved, load, peek, save
+from llmexp.checkpoint.store import Saved, load, load_model, peek, save
 
 __all__ = [
     "SaveError",
@@ -27,6 +27,7 @@ __all__ = [
     "environment_differences",
     "find",
     "load",
+    "load_model",
     "newest",
     "peek",
     "prune",

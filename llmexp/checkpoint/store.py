@@ -103,6 +103,15 @@ def load(
     return state
 
 
+def load_model(path: Path, model: "torch.nn.Module") -> None:
+    """Restore the weights alone; raises RequestError."""
+    from llmexp.checkpoint import tensors
+
+    if wrong := defect(path):
+        raise RequestError(f"{path} cannot be used: {wrong}")
+    tensors.into_model(model, path / MODEL)
+
+
 def peek(path: Path) -> Saved:
     """Read step, state and environment of a checkpoint that `find` or `newest` returned."""
     described = json.loads((path / STATE).read_bytes())

@@ -1,13 +1,19 @@
 """A full disk: what was saved stays whole, the run stops loudly, and goes on when there is room."""
 
+import contextlib
+import errno
+import os
 import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from tiny_runs import LEFT, child, command, digest, run, train
 
 from llmexp import checkpoint, durable
+from llmexp.durable import faults
 from llmexp.errors import RunError
 
 
@@ -99,3 +105,76 @@ def test_a_folder_that_cannot_be_written_is_told_before_a_model_loads(here: Path
 
 def test_every_name_of_the_promise_exists(whole: dict[str, str]) -> None:
     assert set(whole) == set(LEFT)
+
+
+@contextmanager
+def without(names: tuple[str, ...], *, at_step: int) -> Iterator[list[str]]:
+    """Fail every operation on a part of the run from the validation of a step to its end."""
+    failed: list[str] = []
+
+    def hook(operation: str, path: Path) -> None:
+        metrics = Path("outputs/full/metrics.jsonl")
+        rows = durable.read_lines(metrics)[0] if metrics.exists() else []
+        step = rows[-1]["train/global_step"] if rows else -1
+        if step == at_step and any(name in str(path) for name in names):
+            failed.append(f"{operation} {path}")
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with faults.hooked(hook):
+        yield failed
+
+
+def best_validation(name: str) -> int:
+    """Return the step of the best validation, and make sure that it is not the last or first."""
+    rows = durable.read_lines(Path("outputs") / name / "metrics.jsonl")[0]
+    losses = {row["train/global_step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
+    return min(losses, key=lambda step: losses[step])
+
+
+NOISY = (  # the best model comes one step before the last
+    *("optimizer.lr=0.1", "schedule=constant", "schedule.warmup=0"),
+    "train.validate_every=0.2",
+)
+
+
+@pytest.fixture(scope="module")
+def noisy(corpus: Path) -> tuple[int, dict[str, str]]:
+    """Return the best step and the digest of a run whose best model is not its last."""
+    with contextlib.chdir(corpus):
+        train("noisy", *NOISY)
+        best = best_validation("noisy")
+        assert 0 < best < 6
+        return best, digest(Path("outputs/noisy"))
+
+
+def test_a_best_model_that_could_not_be_written_is_made_of_its_checkpoint(
+    noisy: tuple[int, dict[str, str]],
+) -> None:
+    best, expected = noisy
+    with without(("best",), at_step=best) as failed:
+        train("full", *NOISY)
+    assert failed
+    assert digest(Path("outputs/full")) == expected
+
+
+def test_so_is_one_whose_run_begins_again(noisy: tuple[int, dict[str, str]]) -> None:
+    best, expected = noisy
+    with without(("best",), at_step=best), pytest.raises(RunError, match="but for its best model"):
+        train("full", *NOISY, f"train.max_steps={best}")
+    train("full", *NOISY, "resume=auto")
+    assert digest(Path("outputs/full")) == expected
+
+
+def test_a_best_model_that_is_nowhere_is_trained_again(
+    noisy: tuple[int, dict[str, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    best, expected = noisy
+    with (
+        without(("best", "checkpoints"), at_step=best) as failed,
+        pytest.raises(RunError, match=f"the best weights, of step {best}"),
+    ):
+        train("full", *NOISY)
+    assert any("checkpoints" in operation for operation in failed)
+    assert f"the best weights, of step {best}, are nowhere" in capfd.readouterr().err
+    train("full", *NOISY, "resume=auto")
+    assert digest(Path("outputs/full")) == expected
