@@ -101,6 +101,24 @@ def _says_something_of_the_point(error: BaseException) -> bool:
     return bool(names & INFEASIBLE) or any(sign in each for sign in SIGNS for each in texts)
 
 
+def end_in_words(trial: Any, plain: str, error: BaseException | None = None) -> str:
+    """Return how the run of a trial ended, as the table of the sweep calls it; else `plain`."""
+    if trial.number is None:
+        return plain
+    return str(verdict(error) if error is not None else trial.fate or plain)
+
+
+def tags(trial: Any) -> list[str]:
+    """Return what a logger can sort the runs of a sweep by: number and point."""
+    if trial.number is None:
+        return []
+    point = [
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in trial.params.items()
+    ]
+    return [f"trial {trial.number}", *point]
+
+
 def pack(spec: Mapping[str, Any]) -> str:
     """Write what a job has to know as one word that no shell, Hydra or OmegaConf will touch."""
     return quote(json.dumps(spec), safe="")

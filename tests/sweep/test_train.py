@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +115,27 @@ def test_a_typo_ends_the_sweep_before_any_training(tmp_path: Path, wrong: str, n
     assert named in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob("multirun/*/*/metrics.jsonl"))
+
+
+def wandb_of(run_folder: Path) -> Any:
+    """Return what wandb itself reads of the run in a folder."""
+    [fragment] = (run_folder / "wandb").glob("offline-run-*")
+    look = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", "--summary"]
+    shown = subprocess.run([*look, str(fragment)], capture_output=True, check=True, timeout=60)
+    return json.loads(shown.stdout)
+
+
+@pytest.mark.slow
+def test_wandb_shows_each_trial_with_its_number_point_and_end(tmp_path: Path) -> None:
+    grid = ("hydra/sweeper/sampler=grid", "train.batch_size=8", "optimizer.lr=choice(1e-3,1e30)")
+    run(tmp_path, *SEARCH, *grid)
+    shown = [wandb_of(tmp_path / "multirun" / "s" / number) for number in "01"]
+    ends = set()
+    for number, each in enumerate(shown):
+        trial = each["config"]["trial"]
+        ends.add((trial["optimizer.lr"], trial["state"]))
+        assert (trial["study"], trial["number"]) == ("s", number)
+        point = f"optimizer.lr={trial['optimizer.lr']:.4g}"
+        assert {f"trial {number}", point, trial["state"]} <= set(each["tags"])
+        assert each["summary"]["state"] == trial["state"]
+    assert ends == {(1e-3, "finished"), (1e30, "infeasible")}
