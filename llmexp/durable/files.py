@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -29,8 +30,12 @@ class Writer:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append all of `data`; raises OSError."""
-        disk.write(self._file, data)
-        self._hash.update(data)
+        hashing = threading.Thread(target=self._hash.update, args=(data,))
+        hashing.start()  # beside the disk: neither holds the interpreter
+        try:
+            disk.write(self._file, data)
+        finally:
+            hashing.join()
         self.size += memoryview(data).nbytes
 
     @property
