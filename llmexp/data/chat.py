@@ -44,14 +44,19 @@ def _message(entry: object, where: str) -> dict[str, str]:
     if isinstance(entry, dict):
         role = entry["role"] if "role" in entry else entry.get("from")
         content = entry["content"] if "content" in entry else entry.get("value")
-        if isinstance(content, list):  # content in parts, as multimodal data has it
-            content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+        if isinstance(content, list) and all(map(_is_text, content)):
+            content = "".join(part["text"] for part in content)
         if isinstance(role, str) and isinstance(content, str):
             return {"role": _known(SHAREGPT_ROLES.get(role, role), where), "content": content}
     raise RequestError(
         f"{where}: a message needs a role and a content (or from and value), both text, "
         f"found {entry!r:.80}"
     )
+
+
+def _is_text(part: object) -> bool:
+    """Tell text from the other parts that a content may have, as images."""
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
 def _known(role: str, where: str) -> str:

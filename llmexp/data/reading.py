@@ -117,7 +117,24 @@ def identity(origin: Origin) -> list[str]:
     """Return digests that change when a byte of the source changes, and not when it moves."""
     if isinstance(origin, HubSource):
         return origin.identity()
-    return [durable.sha256(path) for path in origin]
+    try:
+        return [durable.sha256(path) for path in origin]
+    except OSError as error:
+        raise RequestError(
+            f"{error.filename} cannot be read any more ({error.strerror}): bring it back"
+        ) from error
+
+
+def check_unchanged(origin: Origin, before: list[str]) -> None:
+    """Raise RequestError where files are no longer those whose `identity` was `before`."""
+    if isinstance(origin, HubSource):
+        return
+    for path, one, other in zip(origin, before, identity(origin), strict=True):
+        if one != other:
+            raise RequestError(
+                f"{path} was changed while it was read, so nobody knows what was: let it come to "
+                "rest, or copy it, and start again"
+            )
 
 
 def names(origin: Origin) -> tuple[str, ...]:

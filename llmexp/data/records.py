@@ -45,7 +45,7 @@ def _json_lines(path: Path, source: Iterator[Line], notes: Notes) -> Iterator[Re
             notes.blank += 1
             continue
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             cure = CR_ALONE if "\r" in text else "write one object per line"
             raise RequestError(
@@ -63,6 +63,14 @@ def _whole(source: Iterator[Line]) -> Iterator[tuple[int, str]]:
             parts = []
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        repeated = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"the name {repeated!r} occurs more than once in an object")
+    return fields
+
+
 def _checked(where: str, fields: object) -> Record:
     if not isinstance(fields, dict):
         raise RequestError(
@@ -74,7 +82,7 @@ def _checked(where: str, fields: object) -> Record:
 
 def _json_array(path: Path, source: Iterator[Line]) -> Iterator[Record]:
     """Read the objects of an array, few of them in memory at once, however the lines fall."""
-    decode = json.JSONDecoder().raw_decode
+    decode = json.JSONDecoder(object_pairs_hook=_object).raw_decode
     held, number = _more(source, 1), 1
     start = held.index("[") + 1
     while True:

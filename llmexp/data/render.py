@@ -76,13 +76,16 @@ class Renderer:
             answer = self._cell(record, "completion")
         else:
             prompt = f"### Instruction:\n{self._cell(record, 'instruction')}\n\n"
-            context = record.fields.get(self.columns["input"] or "")
+            context = self._cell(record, "input") if self._has(record, "input") else ""
             prompt += f"### Input:\n{context}\n\n" if context else ""
             prompt += "### Response:\n"
             answer = self._cell(record, "output")
         if prompt and answer and not prompt[-1].isspace() and not answer[0].isspace():
             prompt += "\n"
         return prompt + answer, ((len(prompt), len(prompt) + len(answer)),)
+
+    def _has(self, record: Record, column: str) -> bool:
+        return self.columns[column] in record.fields
 
     def _cell(self, record: Record, column: str) -> str:
         name = self.columns[column]

@@ -8,13 +8,14 @@ import numpy as np
 
 from llmexp.data.examples import Examples
 from llmexp.data.mixing import Order
-from llmexp.data.packing import best_fit
+from llmexp.data.packing import best_fit, narrowed
 from llmexp.data.ranges import SideFacts
 from llmexp.data.sides import Cutting
 
 FEW = 1000  # training examples below which a warning is due
 FEW_TO_VALIDATE = 50  # validation examples
 SAMPLED_STEPS = 32  # for the share of padding
+ROWS = 8  # of a forward pass, for the same: what a plan will choose is not known here
 SHOWN = 160  # characters of each part of a previewed example
 
 Preview = tuple[tuple[tuple[str, bool], ...], ...]  # per example, per part: text, is it trained
@@ -205,17 +206,19 @@ class DataReport:
 
 
 def padding_of(examples: Examples, *, batch_size: int, max_length: int) -> Padding:
-    """Measure the padding of up to 32 random steps."""
+    """Measure the padding of up to 32 random steps, packed for passes of 8 rows."""
     count = min(len(examples), SAMPLED_STEPS * batch_size)
     chosen = Order(len(examples), "padding")[np.arange(count)]
     inputs = to_max_length = to_longest = packed = 0
     for first in range(0, count, batch_size):
         lengths = examples.lengths(chosen[first : first + batch_size]) - 1
         rows = best_fit(lengths, max_length)
+        rows = narrowed(lengths, rows, capacity=max_length, group=ROWS)
         inputs += int(lengths.sum())
         to_max_length += len(lengths) * max_length
         to_longest += len(lengths) * int(lengths.max())
-        packed += len(rows) * int(lengths[rows[0]].sum())
+        for part in (rows[start : start + ROWS] for start in range(0, len(rows), ROWS)):
+            packed += len(part) * int(lengths[part[0]].sum())
     shares = (1 - inputs / computed for computed in (to_max_length, to_longest, packed))
     return Padding(batch_size, *shares)
 

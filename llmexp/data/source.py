@@ -126,12 +126,13 @@ class Source:
     def _tokens(
         self, origin: readings.Origin, encoder: Encoder, chat: Chat, *, root: Path
     ) -> Store:
-        described = [readings.identity(origin), self.reading.described(), encoder.identity]
+        identity = readings.identity(origin)
+        described = [identity, self.reading.described(), encoder.identity]
 
         def build(folder: Path) -> Facts:
             notes = Notes()
             with Progress(readings.size(origin), "tokenising") as progress:
-                return write_tokens(
+                facts = write_tokens(
                     folder,
                     self._examples(origin, chat, notes),
                     encoder,
@@ -139,6 +140,8 @@ class Source:
                     notes=notes,
                     reach=progress.reach,
                 )
+            readings.check_unchanged(origin, identity)
+            return facts
 
         return cached(root, f"tokens-{key_of(described)[:32]}", build)
 

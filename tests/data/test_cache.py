@@ -221,6 +221,32 @@ def test_a_cache_that_cannot_be_written_is_refused(corpus: Make, path: str, tmp_
         corpus("text", path=path, cache_dir=tmp_path / "file" / "cache")
 
 
+def test_an_edit_during_the_reading_is_refused_and_not_kept(
+    corpus: Make, tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path / "data.jsonl"
+    turns = '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "%d"}]'
+    path.write_text("".join(f'{{"messages": {turns % n}}}\n' for n in range(9)))
+
+    class Meddler(PreTrainedTokenizerFast):  # type: ignore[misc]
+        def apply_chat_template(self, conversation: Any, **settings: Any) -> Any:
+            path.write_text(path.read_text().replace("hi", "ho"))
+            return super().apply_chat_template(conversation, **settings)
+
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    using = Meddler(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token="<|endoftext|>",
+        chat_template=template,
+    )
+    with pytest.raises(RequestError, match=r"data\.jsonl was changed while it was read"):
+        corpus("jsonl", path=str(path), using=using)
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
+    assert corpus("jsonl", path=str(path), using=using).report.documents == 9
+
+
 def test_an_edit_between_two_runs_is_seen(corpus: Make, path: str) -> None:
     first = corpus("text", path=path)
     with Path(path).open("a") as file:

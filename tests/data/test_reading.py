@@ -212,6 +212,7 @@ def test_json_errors_name_file_and_line(corpus: Make, tmp_path: Path) -> None:
         (b'"text"\n', "expected a JSON object"),
         (b'{"body": "x"}\n', "no column 'text'"),
         (b'{"text": 7}\n', "column 'text' holds int"),
+        (b'{"text": "a", "text": "b"}\n', "the name 'text' occurs more than once"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
     ):
         with pytest.raises(RequestError, match=rf"data\.txt:3: .*{message}"):
@@ -230,7 +231,11 @@ def test_an_array_of_objects_is_read_like_json_lines(
 
 
 def test_a_damaged_array_is_refused_at_its_item(corpus: Make, tmp_path: Path) -> None:
-    for content in (b'[{"text": "a"}, {"text" "b"}]', b'[{"text": "a"}, {"text": "b"'):
+    for content in (
+        b'[{"text": "a"}, {"text" "b"}]',
+        b'[{"text": "a"}, {"text": "b"',
+        b'[{"text": "a"}, {"text": "b", "text": "c"}]',
+    ):
         with pytest.raises(RequestError, match="item 2 of this JSON array"):
             corpus("jsonl", path=write(tmp_path, content))
 
@@ -278,7 +283,7 @@ def test_parquet_and_datasets_give_the_same_examples(
 
 def test_a_dataset_that_cannot_be_had_says_what_to_do(source: Load) -> None:
     pytest.importorskip("datasets")
-    with pytest.raises(RequestError, match="data.path=nobody/nothing cannot be loaded .*FOLDER"):
+    with pytest.raises(RequestError, match="data.path=nobody/nothing cannot be loaded.*FOLDER"):
         source("hf", path="nobody/nothing")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmexp.data import Corpus, Source
-from llmexp.data.packing import best_fit
+from llmexp.data.batches import Batch
 from llmexp.data.report import padding_of
 from llmexp.errors import RequestError
 
@@ -47,10 +47,11 @@ def test_padding_is_what_a_step_would_compute(corpus: Make) -> None:
     train = corpus("sample", max_length=512).train
     measured = padding_of(train, batch_size=len(train), max_length=512)
     lengths = train.lengths(np.arange(len(train))) - 1
-    rows = best_fit(lengths, 512)
+    step = Batch(train, np.arange(len(train)), max_length=512, pack=True)
+    computed = sum(rows.input_ids.numel() for rows in step.micro_batches(8))
     assert measured.to_max_length == 1 - lengths.sum() / (512 * len(train))
     assert measured.to_longest == 1 - lengths.sum() / (lengths.max() * len(train))
-    assert measured.packed == 1 - lengths.sum() / (len(rows) * lengths[rows[0]].sum())
+    assert measured.packed == 1 - lengths.sum() / computed
     assert measured.packed < 0.05 < measured.to_longest < measured.to_max_length
 
 

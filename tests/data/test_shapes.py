@@ -67,6 +67,8 @@ def test_alpaca_columns_are_read(parts: Any) -> None:
     record = {"instruction": "Add.", "input": "2+2", "output": "4", "text": "all of it"}
     prompt = "### Instruction:\nAdd.\n\n### Input:\n2+2\n\n### Response:\n"
     assert parts(record) == [(prompt, False), (f"4{END}", True)]
+    with pytest.raises(RequestError, match="column 'input' holds dict, not text"):
+        parts({**record, "input": {"a": 1}})
     record["input"] = ""
     prompt = "### Instruction:\nAdd.\n\n### Response:\n"
     assert parts(record) == [(prompt, False), (f"4{END}", True)]
@@ -162,7 +164,15 @@ def test_a_record_with_nothing_to_train_is_refused(parts: Any, record: dict[str,
 
 
 @pytest.mark.parametrize(
-    "value", ["not a list", [], [{"role": "user"}], [{"role": "user", "content": 7}], ["hi"]]
+    "value",
+    [
+        "not a list",
+        [],
+        [{"role": "user"}],
+        [{"role": "user", "content": 7}],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}],
+        ["hi"],
+    ],
 )
 def test_a_malformed_conversation_is_refused(parts: Any, value: object) -> None:
     with pytest.raises(RequestError, match=r"data\.jsonl:1: a (conversation|message)"):
