@@ -1,0 +1,229 @@
+"""Find runs below folders, and read what they left."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmexp import doctor, validation
+from llmexp.doctor.curves import Curves, finite, highest, lowest, middle, number
+from llmexp.errors import RequestError
+from llmexp.logger.redact import redact
+from llmexp.report import rows
+
+DEPTH = 3  # folders below one that is named: multirun/<date>/<time>/<n>
+ENDS = {"patience": "stopped early", "pruned": "pruned", None: "finished"}
+NAMELESS = {"_target_", "_partial_", "run.name", "resume"}  # settings that tell runs not apart
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left."""
+
+    folder: Path
+    name: str  # as short as tells it from the others
+    state: str
+    settings: Mapping[str, Any]  # flat: dotted key -> value, secrets taken out
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    damaged: int  # lines of metrics.jsonl that were skipped
+    losses: validation.Losses | None
+    curves: Curves
+    findings: list[doctor.Finding]
+    study: str | None
+
+    @property
+    def best(self) -> float:
+        """The lowest validation loss, NaN where there is none."""
+        return lowest(self.curves.val)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What a table says of the run; NaN where it is not known."""
+        seen = self.curves
+        known = len(finite(seen.val)) > 0
+        return {
+            "best loss": self.best,
+            "at step": float(seen.val_step[seen.best]) if known else float("nan"),
+            "final loss": float(seen.val[-1]) if len(seen.val) else float("nan"),
+            "final train loss": float(seen.train[-1]) if len(seen.train) else float("nan"),
+            "steps": float(seen.last_step),
+            "tokens/s": middle(seen.speed[len(seen.speed) // 2 :]),
+            "peak GiB": highest(seen.peak),
+        }
+
+
+def find(places: Sequence[Path]) -> list[Path]:
+    """Return the run folders at or below `places`, in a natural order.
+
+    Raises RequestError with all places that hold none.
+    """
+    found: list[Path] = []
+    mistakes = []
+    for place in places:
+        here = [place] if is_run(place) else sorted(below(place, DEPTH), key=natural)
+        if not here:
+            told = "holds no run" if place.is_dir() else "does not exist"
+            mistakes.append(f"{place} {told}: a run folder has .hydra/config.yaml in it")
+        found += [run for run in here if run not in found]
+    if mistakes:
+        raise RequestError("\n".join(mistakes))
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is that of a run."""
+    return (folder / ".hydra" / "config.yaml").is_file()
+
+
+def below(folder: Path, depth: int) -> list[Path]:
+    """Return the runs below a folder."""
+    if depth == 0 or not folder.is_dir():
+        return []
+    inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    runs = [path for path in inner if is_run(path)]
+    return runs + [run for path in inner if path not in runs for run in below(path, depth - 1)]
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Order 2 before 10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in path.parts]
+
+
+def read(folders: Sequence[Path]) -> list[Run]:
+    """Read runs. Raises RequestError where one cannot be read, or they have nothing in common."""
+    if len(folders) < 2:
+        names = [folder.name for folder in folders]
+    else:
+        common = os.path.commonpath([folder.resolve() for folder in folders])
+        names = [str(folder.resolve().relative_to(common)) for folder in folders]
+    runs = [read_one(folder, name) for folder, name in zip(folders, names, strict=True)]
+    refuse_strangers(runs)
+    return runs
+
+
+def refuse_strangers(runs: Sequence[Run]) -> None:
+    """Refuse runs of which no two have a metric in common."""
+    kinds = [{key for row in run.metrics for key in row} - {"train/global_step"} for run in runs]
+    shared = [a & b for i, a in enumerate(kinds) for b in kinds[:i]]
+    if shared and not any(shared):
+        told = [
+            f"  {run.folder}: {', '.join(sorted(map(str, kind))[:6]) or 'no row of metrics yet'}"
+            for run, kind in zip(runs, kinds, strict=True)
+        ]
+        raise RequestError(
+            "these runs have nothing in common: no two of them wrote the same metric\n"
+            + "\n".join(told)
+        )
+
+
+def read_one(folder: Path, name: str) -> Run:
+    """Read what one run left. Raises RequestError where its settings cannot be read."""
+    settings = settings_of(folder)
+    metrics, damaged = rows(folder / "metrics.jsonl")
+    timing, _ = rows(folder / "timing.jsonl")
+    samples, _ = rows(folder / "samples.jsonl")
+    seen = doctor.curves(metrics, timing, samples)
+    state = state_of(folder)
+    steps = seen.last_step if state in ENDS.values() else 0
+    return Run(
+        folder=folder,
+        name=name,
+        state=state,
+        settings=flat(settings),
+        metrics=[row for row in metrics if number(row.get("train/global_step"), -1) >= 0],
+        timing=timing,
+        samples=[row for row in samples if {"train/global_step", "prompt", "text"} <= set(row)],
+        damaged=damaged,
+        losses=validation.read(folder),
+        curves=seen,
+        findings=doctor.diagnose(seen, doctor.About(settings, steps)),
+        study=study_of(folder),
+    )
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run without its secrets."""
+    import yaml
+
+    path = folder / ".hydra" / "config.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text(errors="replace"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise RequestError(f"{path} cannot be used: it holds no settings")
+    shown: Any = redact(settings)
+    return dict(shown)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{name}.")
+        elif not {name, str(key)} & NAMELESS:
+            found[name] = value
+    return found
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return the settings in which the runs differ: key -> a value per run, None where it has
+    none."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    values = {key: [run.settings.get(key) for run in runs] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def state_of(folder: Path) -> str:
+    """Return finished, stopped early, pruned, running or unfinished."""
+    if (folder / ".finished").is_file():
+        return ENDS.get(stopped(folder), "finished")
+    try:
+        holder = json.loads((folder / ".lock").read_bytes())
+        if holder["host"] == socket.gethostname():
+            os.kill(int(holder["pid"]), 0)
+            return "running"
+    except PermissionError:  # of another user, and alive
+        return "running"
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return "unfinished"
+
+
+def stopped(folder: Path) -> str | None:
+    """Return what ended a run before its steps were done, as its newest checkpoint says."""
+    for path in sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True):
+        try:
+            found = json.loads(path.read_bytes())["state"]["state"]["stopped"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return str(found) if found is not None else None
+    return None
+
+
+def study_of(folder: Path) -> str | None:
+    """Return the study that a run is a trial of."""
+    import yaml
+
+    try:
+        results = yaml.safe_load((folder.parent / "optimization_results.yaml").read_text())
+        return str(results["study"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+
+
+def seconds_by_step(run: Run) -> dict[float, float]:
+    """Return the seconds of training after each step on record."""
+    steps = np.array([number(row.get("train/global_step")) for row in run.timing])
+    spent = np.array([number(row.get("perf/seconds")) for row in run.timing])
+    known = np.isfinite(steps) & np.isfinite(spent)
+    return dict(zip(steps[known].tolist(), spent[known].tolist(), strict=True))
