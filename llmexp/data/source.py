@@ -98,7 +98,7 @@ class Source:
         examples = opened("train", train, ranges, unit=unit)
         if len(examples) < batch_size:
             raise RequestError(
-                f"{len(examples):,} training examples do not fill one step of train.batch_size="
+                f"{len(examples):,} training {unit}s do not fill one step of train.batch_size="
                 f"{batch_size}: add data, or lower train.batch_size"
             )
         report = self._report(
