@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Report:
                 self.written = best.number
         results["trials"] = dict(Counter(map(state, trials)))
         results["importances"] = importances(study)
-        text = yaml.safe_dump(json.loads(json.dumps(results)), sort_keys=False, allow_unicode=True)
+        plain = json.loads(json.dumps(results))
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=sys.maxsize)
         durable.write_text(folder / "optimization_results.yaml", text)
 
     def lines(self, study: optuna.Study) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from conftest import Toy
 
 PASSWORD = "correct-horse"
-SIX = ("hydra.sweeper.n_trials=6", "pause=0.02")
+FOUR = ("hydra.sweeper.n_trials=4", "pause=0.02")
 
 
 def free_port() -> int:
@@ -112,8 +112,8 @@ def grpc() -> Iterator[str]:
 
 
 def assert_survives(toy: "Toy", setting: str, **environment: str) -> None:
-    """Two workers on one study, one of them killed: six trials, each once."""
-    command = (*SIX, f"hydra.sweeper.storage={setting}")
+    """Two workers on one study, one of them killed: four trials, each once."""
+    command = (*FOUR, f"hydra.sweeper.storage={setting}")
     one, two = (toy.start(*command, **environment) for _ in range(2))
     toy.until(lambda: len(toy.job_pids()) >= 2)
     one.kill()
@@ -121,8 +121,8 @@ def assert_survives(toy: "Toy", setting: str, **environment: str) -> None:
     said = two.communicate(timeout=120)[0]
     assert two.returncode == 0, said
     toy.run(*command, **environment)
-    assert toy.states() == ["finished"] * 6
-    assert toy.evaluated() == {str(number): 6 for number in range(6)}
+    assert toy.states() == ["finished"] * 4
+    assert toy.evaluated() == {str(number): 6 for number in range(4)}
 
 
 @pytest.mark.slow

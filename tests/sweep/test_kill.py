@@ -149,15 +149,16 @@ def test_twenty_kills_at_random_moments(toy: "Toy", launcher: str, kills: int) -
 
 @pytest.mark.slow
 def test_pieces_end_where_one_go_ends(toy: "Toy", tmp_path: Path) -> None:
-    toy.run(*SIX)
+    four = ("hydra.sweeper.n_trials=4", "pause=0.05")
+    toy.run(*four)
     whole = [(trial.params, trial.value) for trial in toy.study().trials]
     toy.folder = tmp_path / "pieces"
     toy.folder.mkdir()
-    sweep = toy.start(*SIX)
-    toy.until(lambda: len(toy.job_pids()) == 3)
+    sweep = toy.start(*four)
+    toy.until(lambda: len(toy.job_pids()) == 2)
     sweep.kill()
     kill(toy.job_pids()[-1])
     sweep.wait()
-    toy.run("hydra.sweeper.n_trials=4", SIX[1])
-    toy.run(*SIX)
+    toy.run("hydra.sweeper.n_trials=3", four[1])
+    toy.run(*four)
     assert [(trial.params, trial.value) for trial in toy.study().trials] == whole

@@ -21,7 +21,9 @@ BASIC = "hydra/launcher=basic"
 def test_a_sweep_leaves_its_best_as_command_experiment_and_results(toy: "Toy") -> None:
     said = toy.run(N4)
     folder = toy.folder / "multirun" / "toy"
-    results = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+    written = (folder / "optimization_results.yaml").read_text()
+    results = yaml.safe_load(written)
+    assert f"best_command: {results['best_command']}\n" in written  # on one line, to paste
     assert results["name"] == "optuna"
     assert results["trials"] == {"finished": 4}
     assert results["best_command"] in said
@@ -208,6 +210,16 @@ def test_a_torn_journal_is_mended_and_the_search_goes_on(toy: "Toy") -> None:
     journal.write_bytes(journal.read_bytes() + b'{"op_code":5,"wor')
     assert "17 bytes were set aside" in toy.run("hydra.sweeper.n_trials=3", BASIC)
     assert toy.states() == ["finished"] * 3
+
+
+@pytest.mark.slow
+def test_two_searches_may_share_a_journal(toy: "Toy") -> None:
+    toy.address = str(toy.folder / "shared.journal")
+    two = ("hydra.sweeper.storage=shared.journal", "hydra.sweeper.n_trials=2", BASIC)
+    one, other = toy.start(*two), toy.start(*two, "hydra.sweeper.study_name=other", "seed=1")
+    assert [sweep.wait(120) for sweep in (one, other)] == [0, 0]
+    assert toy.states() == ["finished"] * 2
+    assert len(toy.study("other").trials) == 2
 
 
 HOSTILE = "a 'b' \"c\" $HOME {d} [e],f=g;h&ü\\"
