@@ -16,6 +16,7 @@ from llmexp.validation import FILE
 WIDE = 4  # differing settings that stand in the first table; more have a table of their own
 CELL = 40  # characters of a setting
 WHOLE = ("at step", "steps", "tokens/s")  # columns that are whole numbers
+TEXTS = ("data.name", "data.path", "data.validation_path", "data.val_size", "seed")
 PAIRS = 24  # runs that are compared with the best one
 
 
@@ -63,9 +64,9 @@ def notes(runs: Sequence[Run], kept: Sequence[Run]) -> list[str]:
             "an interval is about these two models and this kind of text; another seed gives "
             "another model"
         )
-    for part in ("data.path", "data.val_size", "data.validation_path", "seed", "data.name"):
-        if len({str(run.settings.get(part)) for run in runs}) > 1:
-            found.append(f"{part} differs, so the runs may not have validated on the same text")
+    differ = [key for key in TEXTS if len({str(run.settings.get(key)) for run in runs}) > 1]
+    if differ:
+        found.append(f"{', '.join(differ)} differ: were the runs validated on the same text?")
     if len({str(run.settings.get("model.name")) for run in runs}) > 1:
         found.append("model.name differs: losses per token compare only where the tokens are alike")
     return found
