@@ -59,6 +59,11 @@ def own_overrides(config: DictConfig) -> list[str]:
     return [str(line) for line in lines]
 
 
+def shown(path: Path) -> Path:
+    """Return a path as a person would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def refuse_torchrun() -> None:
     """Refuse to start one sweep per rank."""
     if "RANK" in os.environ or "LOCAL_RANK" in os.environ:

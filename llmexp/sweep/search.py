@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,7 +18,7 @@ from llmexp.sweep.compose import Composer, fingerprint
 from llmexp.sweep.launch import Job, Launch
 from llmexp.sweep.methods import Config
 from llmexp.sweep.outcome import ranking
-from llmexp.sweep.program import program
+from llmexp.sweep.program import program, shown
 from llmexp.sweep.runner import Runner
 from llmexp.sweep.study import Claim, Study
 from llmexp.sweep.trial import ENV, pack
@@ -149,7 +150,7 @@ class Search:
         log.info(
             "study %s in %s: %d of %d trials done",
             study.name,
-            storage.public(self.address),
+            storage.public(self.address) if "://" in self.address else shown(Path(self.address)),
             done,
             self.settings.n_trials,
         )
@@ -184,13 +185,14 @@ class Search:
         if report.picture(study.trials(), self.space, folder / "sweep.png"):
             lines += [
                 "",
-                f"Written to {folder}: best.yaml, optimization_results.yaml, sweep.png, report.md",
+                f"Written to {shown(folder)}: "
+                "best.yaml, optimization_results.yaml, sweep.png, report.md",
             ]
         durable.write_text(folder / "report.md", "\n".join([f"# {study.name}", "", *lines, ""]))
         log.info("\n%s", "\n".join(lines))
         if winner is None:
             raise RunError(
-                f"None of the {len(study.trials())} trials finished, see {folder / 'report.md'}. "
-                "Where all were infeasible, search smaller learning rates or take a smaller model."
+                f"None of the {len(study.trials())} trials finished, see "
+                f"{shown(folder / 'report.md')}. Where all were infeasible, search smaller learning rates or take a smaller model."
             )
         return float(winner.value)
