@@ -193,6 +193,7 @@ class Search:
         if winner is None:
             raise RunError(
                 f"None of the {len(study.trials())} trials finished, see "
-                f"{shown(folder / 'report.md')}. Where all were infeasible, search smaller learning rates or take a smaller model."
+                f"{shown(folder / 'report.md')}. Where all were infeasible, "
+                "search smaller learning rates or take a smaller model."
             )
         return float(winner.value)
