@@ -279,6 +279,7 @@ class Run:
             "tokens": state.tokens,
             "nonfinite_steps": state.health.nonfinite,
             "spikes": state.health.spikes,
+            "findings": ", ".join(self.doctor.told) or "none",
             "perf/tokens_per_second": self.pace.tokens_per_second,
         } | peak_memory()
 

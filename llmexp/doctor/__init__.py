@@ -49,7 +49,7 @@ class Doctor:
         self.about = about
         self._metrics: list[Row] = []
         self._timing: list[Row] = []
-        self._told: set[str] = set()
+        self.told: list[str] = []  # names of what was found so far
 
     def see(self, metrics: Row, timing: Row | None = None) -> list[Finding]:
         """Take the next row; return what is found now and was not found before."""
@@ -60,8 +60,8 @@ class Doctor:
         doubled = count >= FIRST_LOOK and count & (count - 1) == 0
         if not doubled and "eval/loss" not in metrics:
             return []
-        found = [f for f in diagnose(self.curves(), self.about) if f.name not in self._told]
-        self._told |= {finding.name for finding in found}
+        found = [f for f in diagnose(self.curves(), self.about) if f.name not in self.told]
+        self.told += [finding.name for finding in found]
         return found
 
     def replay(self, metrics: Sequence[Row], timing: Sequence[Row]) -> None:

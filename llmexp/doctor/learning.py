@@ -12,6 +12,7 @@ FEW_ROWS = 8  # of training, below which a curve is not judged
 FEW_STEPS = 30
 RISE = 0.01  # of a loss, from which on it has risen
 FLAT = 0.01  # of a loss, below which it has not fallen
+SPARE = 0.9  # of the loss that frequencies give: what knows more lies far below it
 
 
 def rising(seen: Curves, about: About) -> Finding | None:
@@ -37,7 +38,7 @@ def flat(seen: Curves, about: About) -> Finding | None:
     """The loss does not fall: not at all, or not below what counting tokens would give."""
     if len(seen.train) < FEW_ROWS or seen.last_step < FEW_STEPS or warming_up(seen, about):
         return None
-    if rising(seen, about):
+    if rising(seen, about) or (len(seen.val) > 1 and overfits(seen)):
         return None
     return never_fell(seen, about) or only_frequencies(seen, about) or stopped_falling(seen, about)
 
@@ -67,7 +68,7 @@ def only_frequencies(seen: Curves, about: About) -> Finding | None:
     if counted is None or not rests(seen, 2 * FLAT):
         return None
     best = lowest(seen.val)
-    if best < 0.99 * counted:
+    if best < SPARE * counted:
         return None
     return finding(
         "flat",
@@ -81,7 +82,7 @@ def only_frequencies(seen: Curves, about: About) -> Finding | None:
 
 def stopped_falling(seen: Curves, about: About) -> Finding | None:
     """For the second half of the validations, the loss has not fallen."""
-    if not rests(seen, FLAT / 2) or overfits(seen):
+    if not rests(seen, FLAT / 2):
         return None
     low, half = lowest(seen.val), len(seen.val) // 2
     at = int(np.argmax(seen.val <= low * (1 + FLAT / 2)))

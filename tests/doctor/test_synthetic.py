@@ -88,6 +88,11 @@ def test_a_sick_curve_is_recognised(
     assert name in story(**made, seed=seed).names()
 
 
+def test_a_run_that_overfits_is_not_called_flat_too(story: Make) -> None:
+    made = {**SICK["overfitting"][0], "data": {"frequency_loss": 3.0}}
+    assert story(**made).names() == ["overfitting"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("made", HEALTHY)
 def test_nothing_is_found_in_a_healthy_one(made: dict[str, Any], seed: int, story: Make) -> None:
