@@ -21,6 +21,7 @@ from llmexp.cpu.dropout import Masks, apply_mask, seed_of_a_mask
 
 NAME = "llmexp_cpu"
 BLOCK = 64  # queries
+SCORES = 1 << 18  # at a time, over as many rows as that takes
 
 
 def install(model: Any) -> None:
@@ -45,7 +46,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Return what the heads see, [B, T, H, D]; the signature is that of transformers."""
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if not (torch.is_grad_enabled() and fits(query, key, value, attention_mask, is_causal)):
+    gains = dropout or attention_mask is not None or query.dtype == torch.bfloat16
+    applies = torch.is_grad_enabled() and fits(query, key, value, attention_mask, is_causal)
+    if not (gains and applies):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module,
             query,
@@ -96,11 +99,12 @@ class Attention(torch.autograd.Function):
         masks = Masks(dropout, seed) if dropout else None
         q, k, v = _exact(query) * scale, _exact(key), _exact(value)
         out = _zeros(q)
-        for row, queries, keys in _blocks(mask, q.shape):
-            seen = _seen(q[row, :, queries], k[row, :, keys], mask, row, queries, keys)
+        for rows, queries, keys in _blocks(mask, q.shape):
+            q_block, k_block = q[rows, :, queries], k[rows, :, keys]
+            seen = _seen(q_block, k_block, None if mask is None else mask[rows, :, queries, keys])
             if masks is not None:
                 apply_mask(seen, masks.draw(seen.shape))
-            out[row, :, queries] = torch.bmm(seen, v[row, :, keys])
+            out[rows, :, queries] = seen @ v[rows, :, keys]
         out = out.mul_(1 / (1 - dropout)).to(query.dtype)
         ctx.save_for_backward(query, key, value, mask, out)
         ctx.settings = scale, dropout, seed
@@ -116,20 +120,20 @@ class Attention(torch.autograd.Function):
         mean = (d_out * out).sum(-1, keepdim=True)
         d_out = d_out * (1 / (1 - dropout))
         d_q, d_k, d_v = (_zeros(q) for _ in range(3))
-        for row, queries, keys in _blocks(mask, q.shape):
-            q_block, k_block = q[row, :, queries], k[row, :, keys]
-            d_block = d_out[row, :, queries]
-            seen = _seen(q_block, k_block, mask, row, queries, keys)
-            d_scores = torch.bmm(d_block, v[row, :, keys].transpose(1, 2))
+        for rows, queries, keys in _blocks(mask, q.shape):
+            q_block, k_block = q[rows, :, queries], k[rows, :, keys]
+            seen = _seen(q_block, k_block, None if mask is None else mask[rows, :, queries, keys])
+            d_block = d_out[rows, :, queries]
+            d_scores = d_block @ v[rows, :, keys].transpose(2, 3)
             kept = seen
             if masks is not None:
                 drawn = masks.draw(seen.shape)
                 kept = apply_mask(seen.clone(), drawn)
                 apply_mask(d_scores, drawn)
-            d_v[row, :, keys] += torch.bmm(kept.transpose(1, 2), d_block)
-            d_scores.sub_(mean[row, :, queries]).mul_(seen)
-            d_q[row, :, queries] = torch.bmm(d_scores, k_block)
-            d_k[row, :, keys] += torch.bmm(d_scores.transpose(1, 2), q_block)
+            d_v[rows, :, keys] += kept.transpose(2, 3) @ d_block
+            d_scores.sub_(mean[rows, :, queries]).mul_(seen)
+            d_q[rows, :, queries] = d_scores @ k_block
+            d_k[rows, :, keys] += d_scores.transpose(2, 3) @ q_block
         grads = (grad.to(query.dtype) for grad in (d_q.mul_(scale), d_k, d_v))
         return (*grads, None, None, None, None)
 
@@ -144,28 +148,29 @@ def _zeros(like: Tensor) -> Tensor:
     return like.new_zeros(rows, length, heads, width).transpose(1, 2)
 
 
-def _blocks(mask: Tensor | None, shape: torch.Size) -> Iterator[tuple[int, slice, slice]]:
-    """Yield (row, queries, the keys that any of these sees)."""
-    for row in range(shape[0]):
-        for start in range(0, shape[2], BLOCK):
-            end = min(start + BLOCK, shape[2])
+def _blocks(mask: Tensor | None, shape: torch.Size) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield (rows, queries, the keys that any of these sees)."""
+    count, heads, length, _ = shape
+    some = 1 if mask is not None else max(1, SCORES // (heads * min(BLOCK, length) * length))
+    for row in range(0, count, some):
+        rows = slice(row, min(row + some, count))
+        for start in range(0, length, BLOCK):
+            end = min(start + BLOCK, length)
             if mask is None:
-                yield row, slice(start, end), slice(0, end)
+                yield rows, slice(start, end), slice(0, end)
                 continue
             seen = mask[row, 0, start:end].any(0).nonzero()
             if len(seen):
-                yield row, slice(start, end), slice(int(seen[0]), int(seen[-1]) + 1)
+                yield rows, slice(start, end), slice(int(seen[0]), int(seen[-1]) + 1)
 
 
-def _seen(
-    q: Tensor, k: Tensor, mask: Tensor | None, row: int, queries: slice, keys: slice
-) -> Tensor:
-    """Return the probabilities [H, queries, keys] with which queries see keys."""
-    scores = torch.bmm(q, k.transpose(1, 2))
+def _seen(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the probabilities [rows, H, queries, keys] with which queries see keys."""
+    scores = q @ k.transpose(2, 3)
     if mask is None:  # the last keys are those of the queries themselves
-        size = q.shape[1]
+        size = q.shape[2]
         later = torch.ones(size, size, dtype=torch.bool).triu_(1)
         scores[..., -size:].masked_fill_(later, -math.inf)
     else:  # not -inf: a query that sees nothing (padding) must not become NaN
-        scores.masked_fill_(~mask[row, 0, queries, keys], torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
