@@ -115,6 +115,13 @@ PART_RULES: Mapping[str, Rule] = {
     "data.max_length": _whole(2),
     "data.val_size": _number("a fraction above 0 and below 1", lambda v: 0 < v < 1),
     "data.name": NAME,
+    **{
+        f"data.columns.{name}": TEXT | None
+        for name in (
+            *("text", "prompt", "completion", "instruction", "input", "output"),
+            *("messages", "conversations"),
+        )
+    },
     "optimizer.lr": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.eps": POSITIVE,
@@ -259,7 +266,13 @@ def _part(part: str, node: Any) -> list[str]:
         for key, value in given.items()
         if value == "???"
     ]
-    leaves = {f"{part}.{key}": value for key, value in given.items()}
+    leaves = dict(flat(given, f"{part}."))
+    tables = {rule.rpartition(".")[0] for rule in PART_RULES if rule.count(".") == 2}
+    mistakes += [
+        f"{key} is no setting of llmexp{nearest(key, PART_RULES)}"
+        for key in leaves
+        if key.rpartition(".")[0] in tables and key not in PART_RULES
+    ]
     mistakes += _broken(leaves, PART_RULES)
     for key, value in given.items():
         rule = None if f"{part}.{key}" in PART_RULES else _typed(hints.get(key))
