@@ -14,6 +14,7 @@ from llmexp.logger import RunInfo
 from llmexp.model import parameter_count
 from llmexp.parts import Parts
 from llmexp.run import Run
+from llmexp.sweep.trial import tags
 
 log = logging.getLogger("llmexp")
 Settings = Mapping[str, Any]
@@ -42,7 +43,12 @@ def run_info(run: Run, parts: Parts, state: engine.State) -> RunInfo:
         metrics_file=run.folder / "metrics.jsonl",
         job_type="train" if run.trial.number is None else "trial",
         group=run.trial.study,
-        tags=(parts.name, run.settings["data"]["name"], run.settings["hw"]["name"]),
+        tags=(
+            parts.name,
+            run.settings["data"]["name"],
+            run.settings["hw"]["name"],
+            *tags(run.trial),
+        ),
         config={
             **run.settings,
             "plan": {"parameters": parameter_count(parts.model), "steps": run.plan.steps},

@@ -18,6 +18,7 @@ from llmexp.parts import Parts, build
 from llmexp.run import Run, Trial, write_request
 from llmexp.schedule import steps_of
 from llmexp.signals import Stop, terminable
+from llmexp.sweep.trial import end_in_words
 
 log = logging.getLogger("llmexp")
 Settings = Mapping[str, Any]
@@ -106,6 +107,10 @@ def fit(parts: Parts, plan: engine.Plan, run: Run, state: engine.State) -> None:
         tell_memory(parts, run)
         run.finish(parts.model, state)
         outcome = {"pruned": "pruned", "signal": "stopped"}.get(state.stopped or "", "finished")
+        outcome = end_in_words(run.trial, outcome)
+    except BaseException as error:
+        outcome = end_in_words(run.trial, outcome, error)
+        raise
     finally:
         summary = run.summary(state)
         for name, value in summary.items():

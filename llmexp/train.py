@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmexp import request
 from llmexp.command import command
 from llmexp.errors import RequestError, RunError
+from llmexp.sweep.plugin import register
 
 if TYPE_CHECKING:
     from llmexp.run import Trial
@@ -37,6 +38,7 @@ def main() -> None:
 
 def _main() -> None:
     logging.getLogger("llmexp").propagate = False  # the console shows it, Hydra need not again
+    register()
     sys.argv[1:] = request.prepare(sys.argv[1:])
     try:
         _hydra_main()

@@ -218,7 +218,11 @@ class Wandb(Logger):
                 self._wandb.teardown()
 
     def _end_run(self, state: str, summary: Mapping[str, object]) -> None:
-        if state in ("pruned", "stopped"):
+        trial = self._run.config.get("trial") or {}
+        if trial.get("number") is not None:
+            told = {"trial": {**trial, "state": state}}
+            self._run.config.update(told, allow_val_change=True)
+        if state in ("pruned", "stopped") or trial.get("number") is not None:
             self._run.tags = (*(self._run.tags or ()), state)
         self._run.summary.update(redact({"state": state, **summary}))
         try:
