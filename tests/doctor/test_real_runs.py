@@ -108,4 +108,6 @@ def test_a_resumed_run_says_what_the_whole_one_says(train: Train, capsys: Seen) 
     train(*settings, f"resume=outputs/run/checkpoints/{late}", lines=FEW)
     assert report() == whole
     assert "overfitting: " in said
-    assert "overfitting: " not in capsys.readouterr().err
+    again = capsys.readouterr()
+    assert "overfitting: " not in again.err
+    assert "overfitting since epoch" in again.out

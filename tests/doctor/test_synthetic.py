@@ -88,6 +88,13 @@ def test_a_sick_curve_is_recognised(
     assert name in story(**made, seed=seed).names()
 
 
+def test_a_run_that_gets_worse_on_both_sides_does_not_overfit(story: Make) -> None:
+    def back(done: float) -> float:
+        return 4 + 2 * (2 * done - 1) ** 2
+
+    assert "overfitting" not in story(back, lambda done: back(done) + 0.3).names()
+
+
 def test_a_run_that_overfits_is_not_called_flat_too(story: Make) -> None:
     made = {**SICK["overfitting"][0], "data": {"frequency_loss": 3.0}}
     assert story(**made).names() == ["overfitting"]
