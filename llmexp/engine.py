@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from llmexp.health import Health
-from llmexp.loss import Rows, loss_sum
+from llmexp.loss import Rows, chosen, loss_sum, token_losses
 from llmexp.memory import oom
 from llmexp.optimizer import set_learning_rate, step_if_finite
 from llmexp.precision import Precision
+from llmexp.validation import Validation, per_example
 
 
 def fit(
@@ -111,15 +112,15 @@ def assess(
 ) -> None:
     """Validate, judge, and write the row that is owed; a signal leaves it owed to the resume."""
     try:
-        loss = validate(
+        found = validate(
             model, validation, precision, plan, on_event=run.out_of_memory, stops=run.stops
         )
     except Interrupted:
         return
-    metrics = (state.owed or {}) | state.judge(loss, plan.patience)
+    metrics = (state.owed or {}) | state.judge(found.loss, plan.patience)
     state.owed = None
     run.log(state, metrics)
-    run.validated(model, state)  # keeps the best, writes samples, reports to the sweep
+    run.validated(model, state, found)  # keeps the best, writes samples, reports to the sweep
 
 
 @torch.no_grad()
@@ -131,30 +132,31 @@ def validate(
     *,
     on_event: Callable[[oom.Event], None] | None = None,
     stops: Callable[[], bool] = lambda: False,
-) -> float:
-    """Return the mean loss over all label tokens of the validation set, in nats per token.
+) -> Validation:
+    """Return the loss of each example of the validation set.
 
-    Sums are kept in float64: the result does not depend on how the set is cut. Raises Interrupted
-    when `stops()` becomes true on the way.
+    Sums are kept in float64, on the CPU and in the order of the examples: the result does not
+    depend on how the set is cut. Raises Interrupted when `stops()` becomes true on the way.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    nats, tokens = torch.zeros((), dtype=torch.float64), 0
+    found: list[Tensor] = []
     for index in range(validation.steps_per_epoch):
         if stops():
             raise Interrupted
         batch = validation[index]
         for attempt in oom.attempts(model, plan, index, on_event=on_event):
             with attempt:
-                part = torch.zeros((), dtype=torch.float64, device=device)
+                losses, owners = [], []  # of the label tokens, [N]: nats, number of the example
                 for micro_batch in batch.micro_batches(plan.micro_batch_size):
+                    rows = micro_batch.to(device)
                     with precision.autocast(device):
-                        part += loss_sum(model, micro_batch.to(device))
-        nats += part.cpu()
-        tokens += batch.label_tokens
+                        losses.append(token_losses(model, rows))
+                    owners.append(chosen(rows.segments, rows))
+        found.append(per_example(losses, owners, batch.indices))
     model.train(was_training)
-    return nats.item() / tokens
+    return Validation(*torch.cat(found, dim=1))
 
 
 class Interrupted(Exception):
@@ -303,6 +305,8 @@ def perplexity(loss: float) -> float:
 class MicroBatch(Rows, Protocol):
     """Rows of one forward pass: int64 tensors [B, T]."""
 
+    @property
+    def segments(self) -> Tensor: ...  # number of the example at each position, -1: padding
     def to(self, device: torch.device, /) -> "MicroBatch": ...
 
 
@@ -328,7 +332,7 @@ class Run(Protocol):
     """What the engine tells the world (llmexp/run.py)."""
 
     def log(self, state: State, metrics: dict[str, float]) -> None: ...
-    def validated(self, model: nn.Module, state: State) -> None: ...
+    def validated(self, model: nn.Module, state: State, found: Validation) -> None: ...
     def checkpoint(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
     ) -> None: ...

@@ -53,14 +53,13 @@ def _evaluate() -> None:
         pack=part["pack"] and data.can_pack(model)[0],
     )
     plan = engine.Plan(micro_batch_size=given["micro_batch_size"])
-    loss = engine.validate(model, batches, precision, plan)
-    tokens = sum(batches[index].label_tokens for index in range(batches.steps_per_epoch))
+    found = engine.validate(model, batches, precision, plan)
     result = {
         "model": str(folder),
         "examples": len(examples),
-        "label_tokens": tokens,
-        "eval/loss": loss,
-        "eval/perplexity": engine.perplexity(loss),
+        "label_tokens": int(found.tokens.sum()),
+        "eval/loss": found.loss,
+        "eval/perplexity": engine.perplexity(found.loss),
     }
     print(json.dumps(result, indent=2))
 

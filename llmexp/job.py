@@ -13,7 +13,9 @@ from typing import Any
 from llmexp import checkpoint, durable, engine, resume
 from llmexp.announce import announce, plan_lines, run_info, tell_memory
 from llmexp.console import Console
+from llmexp.doctor.facts import facts
 from llmexp.errors import RequestError, RunError
+from llmexp.pace import Watched
 from llmexp.parts import Parts, build
 from llmexp.run import Run, Trial, write_request
 from llmexp.schedule import steps_of
@@ -67,6 +69,9 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
                 "run_id": saved.get("run_id") or uuid.uuid4().hex[:8],
             },
             notes={"Plan": plan_lines(settings, parts, plan), "Data": parts.corpus.report.lines()},
+            data=facts(parts.corpus, packs=parts.packs),
+            batches=Watched(parts.batches),
+            examples=parts.corpus.validation,
         )
         state = resume.restore(start, parts, run)
         with stop:
@@ -95,7 +100,7 @@ def fit(parts: Parts, plan: engine.Plan, run: Run, state: engine.State) -> None:
     try:
         engine.fit(
             model=parts.model,
-            batches=parts.batches,
+            batches=run.batches,
             validation=parts.validation,
             optimizer=parts.optimizer,
             schedule=parts.schedule,

@@ -36,6 +36,7 @@ class Parts:
     schedule: Any
     fits: planner.Plan
     logger: Logger
+    packs: bool  # short examples share rows
     remarks: list[str]  # what had to be done differently, and why
 
 
@@ -92,6 +93,7 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
         schedule=config.call(settings["schedule"]),
         fits=fits,
         logger=logger,
+        packs=settings["data"]["pack"] and packs,
         remarks=remarks,
     )
 

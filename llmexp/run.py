@@ -8,15 +8,17 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from llmexp import checkpoint, durable, report
+from llmexp import checkpoint, durable, report, validation
 from llmexp.console import Console
+from llmexp.data import Examples
 from llmexp.doctor import About, Doctor, Finding
 from llmexp.engine import Plan, State
 from llmexp.errors import RunError
@@ -25,7 +27,7 @@ from llmexp.health import ROLLBACKS
 from llmexp.keeper import Keeper
 from llmexp.logger import Logger
 from llmexp.memory import oom
-from llmexp.pace import Pace, peak_memory
+from llmexp.pace import Pace, Watched, peak_memory
 from llmexp.precision import Precision
 from llmexp.signals import Stop
 
@@ -59,13 +61,15 @@ class Run:
     stop: Stop
     facts: Mapping[str, Any]  # what a checkpoint remembers of the run: config, data, environment
     notes: Mapping[str, list[str]]  # what report.md says of plan and data: title -> lines
-    data: Mapping[str, Any] = field(default_factory=dict)  # what the doctor knows of the data
+    data: Mapping[str, Any]  # what the doctor knows of the data
+    batches: Watched  # of the training
+    examples: Examples  # of the validation set
 
     def __post_init__(self) -> None:
         self.metrics = durable.JsonLines(self.folder / "metrics.jsonl")
         self.timing = durable.JsonLines(self.folder / "timing.jsonl")
         self.samples = durable.JsonLines(self.folder / "samples.jsonl")
-        self.pace = Pace()
+        self.pace = Pace(self.batches)
         self.saved_at = time.monotonic()
         self.keeper = Keeper(
             self.folder, self.tokenizer, self.console, self.settings["checkpoint"]["keep"]
@@ -155,9 +159,13 @@ class Run:
         """Say whether a signal asks to stop."""
         return bool(self.stop.requested)
 
-    def validated(self, model: nn.Module, state: State) -> None:
+    def validated(self, model: nn.Module, state: State, found: validation.Validation) -> None:
         """Keep the best model, write samples, tell the person, report to the sweep."""
         saved = None
+        try:
+            validation.keep(self.folder, self.keys, found, is_best=state.is_best)
+        except OSError as error:
+            self.console.warning(f"{validation.FILE} was not saved ({error})")
         if state.is_best:
             saved = self.keeper.best(model)
         self._write_samples(model, state)
@@ -176,6 +184,11 @@ class Run:
         self._tell_news()
         if self.trial.report(state.validations - 1, state.eval_loss):
             state.stopped = "pruned"
+
+    @cached_property
+    def keys(self) -> validation.Ints:
+        """A number for each validation example, the same in all runs."""
+        return validation.keys_of(self.examples)
 
     def _write_samples(self, model: nn.Module, state: State) -> None:
         wanted = self.settings["samples"]

@@ -5,6 +5,7 @@ A pure function of the model and the data, so a resumed run writes the same byte
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from llmexp import durable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmexp.data.examples import Examples
 
 log = logging.getLogger("llmexp")
@@ -23,6 +26,38 @@ PAGE = 4096  # examples read at once
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a model made of the E examples of the validation set, in their order."""
+
+    nats: "Tensor"  # [E] float64, summed over the label tokens of each
+    tokens: "Tensor"  # [E] float64, its label tokens
+
+    @property
+    def loss(self) -> float:
+        """The mean over all label tokens, in nats per token."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+
+def per_example(
+    losses: Sequence["Tensor"], owners: Sequence["Tensor"], indices: Sequence[int]
+) -> "Tensor":
+    """Return the nats and the label tokens of each of a batch's examples, [2, len(indices)].
+
+    `losses` and `owners` hold the loss of each label token and the number of its example, in
+    pieces [N]; `indices` are those numbers, one after the other. On the CPU, where sums have an
+    order.
+    """
+    import torch
+
+    each = torch.cat(list(losses)).cpu().double()
+    place = torch.cat(list(owners)).cpu() - indices[0]
+    count = len(indices)
+    return torch.stack(
+        [torch.bincount(place, each, count), torch.bincount(place, minlength=count).double()]
+    )
 
 
 @dataclass(frozen=True)
@@ -51,6 +86,23 @@ def keys_of(examples: "Examples") -> Ints:
             text = ids[start:end].astype("<i4").tobytes() + labels[start:end].tobytes()
             found.append(hashlib.blake2b(text, digest_size=8).digest())
     return np.frombuffer(b"".join(found), "<i8").astype(np.int64)
+
+
+def keep(folder: Path, keys: Ints, found: Validation, *, is_best: bool) -> None:
+    """Write what a validation found beside the best of those before it. Raises OSError.
+
+    Where those are not known, nothing is written until the next best one.
+    """
+    nats, tokens = found.nats.float().numpy(), found.tokens.long().numpy()
+    before = None if is_best else read(folder)
+    try:
+        if is_best:
+            write(folder, Losses(keys, tokens, nats, nats))
+        elif before is not None and len(before.best) == len(nats):
+            write(folder, Losses(keys, tokens, before.best, nats))
+    except OSError:
+        durable.discard(folder / FILE)  # it would be taken for that of this validation
+        raise
 
 
 def write(folder: Path, losses: Losses) -> None:

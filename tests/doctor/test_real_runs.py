@@ -80,14 +80,15 @@ def test_a_learning_rate_of_one_in_a_billion(train: Train, capsys: Seen) -> None
 
 def test_20_lines_for_50_epochs(train: Train, capsys: Seen) -> None:
     found = train(*BY_HEART, lines=FEW)
-    assert "overfitting" in found
+    assert {"overfitting", "validation too small"} <= set(found)
     assert capsys.readouterr().err.count("overfitting: ") == 1
     assert "overfitting; best stays epoch" in Path("outputs/run/report.md").read_text()
 
 
 def test_shuffled_labels(train: Train) -> None:
-    found = train("train.epochs=20", "optimizer.lr=1e-2", lines=shuffled(LINES))
-    assert {"flat", "overfitting"} & set(found), found
+    found = train("train.epochs=6", "optimizer.lr=1e-2", lines=shuffled(LINES))
+    assert found == ["flat"]
+    assert "the frequencies of the tokens alone give" in Path("outputs/run/report.md").read_text()
 
 
 def test_fp16_overflow(train: Train) -> None:

@@ -18,6 +18,7 @@ from llmexp.memory import oom
 from llmexp.model import train_tokenizer
 from llmexp.precision import Precision
 from llmexp.request import CONF
+from llmexp.validation import Validation
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ class Watcher:
     def log(self, state: State, metrics: dict[str, float]) -> None:
         self.rows += [{"step": state.step, **metrics}] if metrics else []
 
-    def validated(self, model: torch.nn.Module, state: State) -> None: ...
+    def validated(self, model: torch.nn.Module, state: State, found: Validation) -> None: ...
 
     def checkpoint(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State
@@ -166,7 +167,7 @@ def test_validation_does_not_depend_on_batch_size_or_packing(
             batches(corpus, side="validation", size=size, pack=pack),
             precision(),
             Plan(micro),
-        )
+        ).loss
         for size, micro, pack in [(1, 1, False), (3, 2, True), (8, 8, False), (64, 3, True)]
     ]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-10)

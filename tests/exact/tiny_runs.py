@@ -28,7 +28,10 @@ TINY = (
     *("train.log_every=1", "train.max_steps=6", "train.validate_every=0.5"),
     *("logger=none", "hw=cpu", "precision=fp32"),
 )
-LEFT = ("metrics.jsonl", "samples.jsonl", "final/model.safetensors", "best/model.safetensors")
+LEFT = (
+    *("metrics.jsonl", "samples.jsonl", "validation_losses.safetensors"),
+    *("final/model.safetensors", "best/model.safetensors"),
+)
 
 
 def train(name: str, *overrides: str) -> float:

@@ -28,7 +28,7 @@ def test_a_run_leaves_what_the_design_says(finished: tuple[Path, str]) -> None:
     names = {path.name for path in folder.iterdir()} - {".lock", ".finished"}
     assert names == {
         *(".hydra", "metrics.jsonl", "timing.jsonl", "samples.jsonl", "report.md", "loss.png"),
-        *("best", "final", "checkpoints"),
+        *("best", "final", "checkpoints", "validation_losses.safetensors"),
     }
     settings = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
     assert settings["data"]["path"] == "lines.txt"
