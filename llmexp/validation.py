@@ -54,10 +54,8 @@ def per_example(
 
     each = torch.cat(list(losses)).cpu().double()
     place = torch.cat(list(owners)).cpu() - indices[0]
-    count = len(indices)
-    return torch.stack(
-        [torch.bincount(place, each, count), torch.bincount(place, minlength=count).double()]
-    )
+    found = torch.zeros(2, len(indices), dtype=torch.float64)
+    return found.index_add_(1, place, torch.stack([each, torch.ones_like(each)]))
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def shipped() -> dict[str, Result]:
 def _code() -> str:
     """Return a name for the code that is traced: the same for other comments and docstrings."""
     here = Path(__file__).parent
-    above = (here.parent / f"{name}.py" for name in ("engine", "loss", "optimizer", "precision"))
+    names = ("engine", "loss", "optimizer", "precision", "validation")
+    above = (here.parent / f"{name}.py" for name in names)
     files = [*above, here / "allocator.py", *sorted((here / "trace").glob("*.py"))]
     text = "".join(ast.dump(_bare(ast.parse(path.read_text()))) for path in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -101,7 +101,7 @@ class Batches:
     setting: Setting
     passes: int
     steps_per_epoch: int = 1
-    indices: tuple[int, ...] = ()
+    indices: tuple[int, ...] = (0,)  # one example
     label_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
