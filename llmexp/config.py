@@ -87,6 +87,10 @@ RULES: Mapping[str, Rule] = {
     "train.batch_size": _whole(1),
     "train.micro_batch_size": _whole(1) | "auto",
     "train.activation_checkpointing": FLAG | "auto",
+    "train.allow": Rule(
+        "a list of adamw8bit and bf16_parameters, as in [adamw8bit]",
+        lambda v: isinstance(v, list) and {*map(str, v)} <= {"adamw8bit", "bf16_parameters"},
+    ),
     "train.max_grad_norm": _number("a number above 0 (.inf: never clip)", lambda v: v > 0),
     "train.validate_every": POSITIVE,
     "train.patience": _whole(1) | None,

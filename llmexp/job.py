@@ -42,7 +42,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
         start = resume.where_to_start(settings["resume"], folder)
         saved = checkpoint.peek(start).state if start else {}
         resume.refuse_other_settings(saved.get("config", settings), settings, folder)
-        parts = build(settings, overrides)
+        parts = build(settings, overrides, taken=saved.get("taken"))
         fingerprint = parts.corpus.fingerprint
         resume.refuse_other_data(saved.get("data", fingerprint), fingerprint)
         plan = derive(settings, parts)
@@ -66,6 +66,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
             facts={
                 "config": dict(settings),
                 "data": parts.corpus.fingerprint,
+                "taken": parts.fits.taken,
                 "run_id": saved.get("run_id") or uuid.uuid4().hex[:8],
             },
             notes={"Plan": plan_lines(settings, parts, plan), "Data": parts.corpus.report.lines()},

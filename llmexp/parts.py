@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,12 @@ class Parts:
     remarks: list[str]  # what had to be done differently, and why
 
 
-def build(settings: Settings, overrides: list[str]) -> Parts:
+def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | None = None) -> Parts:
     """Build every part. Cheap checks come first, so that a wrong request is refused within
-    seconds."""
+    seconds.
+
+    `taken`: what a run that continues has taken of train.allow.
+    """
     quiet()
     blueprint = config.call(settings["model"])
     source, architecture, device, logger = config.together(
@@ -56,7 +59,8 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
     precision: Precision = config.call(settings["precision"])
     precision.choose(device, width=width)
     refuse_long_rows(settings, architecture)
-    fits = planner.plan(settings, device=device, overrides=overrides)
+    fits = planner.plan(settings, device=device, overrides=overrides, taken=taken)
+    precision, factory = as_planned(fits, precision, device)
     if fits.budget is not None and device.type == "cuda":
         budget.enforce(fits.budget, device)
 
@@ -66,14 +70,10 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
     )
     torch.manual_seed(settings["seed"])
     model = blueprint.build(architecture, tokenizer, device=device)
-    if device.type == "cpu":
-        cpu.keep_freed_blocks()
-        cpu.speed_up(model)
-    if fits.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
+    suit(model, fits, device)
     full_logits_because = probe_head(model)
     packs, unpacked_because = data.can_pack(model)
+    precision.cast_weights(model)
     remarks = [f"the loss takes full logits: {full_logits_because}"] if full_logits_because else []
     remarks += [] if packs else [f"one example per row, unpacked: {unpacked_because}"]
     batches, validation = (
@@ -89,13 +89,35 @@ def build(settings: Settings, overrides: list[str]) -> Parts:
         batches=batches,
         validation=validation,
         model=model,
-        optimizer=optimizer.build(model, config.call(settings["optimizer"])),
+        optimizer=optimizer.build(model, factory, seed=settings["seed"]),
         schedule=config.call(settings["schedule"]),
         fits=fits,
         logger=logger,
         packs=settings["data"]["pack"] and packs,
         remarks=remarks,
     )
+
+
+def as_planned(
+    fits: planner.Plan, precision: Precision, device: torch.device
+) -> tuple[Precision, Any]:
+    """Return the precision and the optimizer's call, as asked for or as train.allow let the plan
+    take them."""
+    if "bf16_parameters" in fits.taken:
+        precision = config.call(fits.settings["precision"]).choose(device)
+        precision.reason = "taken by the plan, as train.allow says"
+    factory = config.call(fits.settings["optimizer"])
+    optimizer.refuse_missing(factory)
+    return precision, factory
+
+
+def suit(model: Any, fits: planner.Plan, device: torch.device) -> None:
+    """Make the model run as this device and the plan want it."""
+    if device.type == "cpu":
+        cpu.keep_freed_blocks()
+        cpu.speed_up(model)
+    if fits.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def batches_of(

@@ -4,21 +4,28 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from llmexp.errors import RequestError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "bf16_parameters": torch.bfloat16,  # the weights too, and so the gradients
+}
 NARROW = 384  # below this width fp32 was faster on such a CPU (128 wide: 29 against 47 ms a step)
 
 
 class Precision:
-    """Autocast, loss scaling and TF32 for one run. Weights, gradients and optimizer stay in fp32.
+    """Autocast, loss scaling and TF32 for one run. Weights, gradients and optimizer stay in fp32,
+    but for bf16_parameters, where weights and gradients are bf16 (llmexp/optimizer.py rounds).
 
     `scaler` scales the loss in fp16; in all else it is disabled, hence a no-op.
     """
 
     def __init__(self, *, name: str, tf32: bool) -> None:
-        """Take `name` (auto, fp32, bf16 or fp16) as asked for; `choose` settles it for a device."""
+        """Take `name` (auto or one of DTYPES) as asked for; `choose` settles it for a device."""
         if name not in ("auto", *DTYPES):
             raise RequestError(f"precision.name={name} is none of auto, {', '.join(DTYPES)}")
         self.name = name
@@ -34,13 +41,14 @@ class Precision:
         if self.name == "auto":
             self.name, self.reason = automatic(device, width)
         elif (
-            self.name == "bf16"
+            self.dtype == torch.bfloat16
             and device.type == "cuda"
             and torch.cuda.get_device_capability(device) < (8, 0)
         ):
             card = torch.cuda.get_device_name(device)
             raise RequestError(
-                f"precision=bf16 needs compute capability 8.0; {card} has less: use precision=fp16"
+                f"precision={self.name} needs compute capability 8.0; {card} has less: "
+                "use precision=fp16"
             )
         if device.type == "cuda":
             torch.backends.cuda.matmul.fp32_precision = "tf32" if self.tf32 else "ieee"
@@ -53,8 +61,26 @@ class Precision:
         return DTYPES[self.name]
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Return the autocast context of one forward pass; disabled, hence a no-op, in fp32."""
-        return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
+        """Return the autocast context of one forward pass; a no-op where the weights have the
+        format of the matrix products already."""
+        casts = self.name in ("bf16", "fp16")
+        return torch.autocast(device.type, dtype=self.dtype, enabled=casts)
+
+    def cast_weights(self, model: nn.Module) -> None:
+        """Put the weights into bf16 where the name says so; buffers and tied weights stay as such.
+
+        On a GPU by way of the host, so that no memory of the card is left in pieces.
+        """
+        if self.name != "bf16_parameters":
+            return
+        device = next(model.parameters()).device
+        if device.type == "cuda":
+            model.to("cpu")
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(self.dtype)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            model.to(device)
 
 
 def automatic(device: torch.device, width: int | None = None) -> tuple[str, str]:

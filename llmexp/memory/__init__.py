@@ -4,6 +4,7 @@ budget      how many bytes a card really offers the allocator
 trace/      the training step on fake tensors: what is allocated, when, and for what
 allocator   what the caching allocator makes of it: reserved bytes, and the smallest cap that works
 formula     the traced peaks as a closed form in (layers, tokens), kept in coefficients.json
+rungs       what changes numerics, and is taken only if train.allow names it
 planner     the first way to train that fits: micro-batch, accumulation, activation checkpointing
 oom         an out-of-memory error inside an optimizer step, survived with the same result
 """

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from llmexp.memory import budget as budgets
 from llmexp.memory import setting
 from llmexp.memory.budget import Budget
 from llmexp.memory.prediction import Prediction
-from llmexp.memory.search import Case, least, promising, search
+from llmexp.memory.rungs import OPT_INS, Case, page
+from llmexp.memory.search import least, promising, search
 
 FAMILY = ("gpt2-xl", "gpt2-large", "gpt2-medium", "gpt2", "distilgpt2", "gpt2-nano")
 SHORTEST = 128  # tokens per row
@@ -25,6 +23,7 @@ def commands(case: Case, budget: Budget, overrides: Sequence[str]) -> list[str]:
     smallest = least(case)
     changes = (
         _checkpointing(case, budget),
+        _opt_ins(case, budget, smallest),
         _optimizers(case, budget, smallest),
         _lengths(case, budget),
         _models(case, budget),
@@ -45,10 +44,25 @@ def _checkpointing(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
         yield "train.micro_batch_size=auto", "what fits is derived"
 
 
+def _opt_ins(case: Case, budget: Budget, smallest: Prediction) -> Iterator[tuple[str, str]]:
+    """Yield what to allow: it quarters the moments, then halves weights and gradients."""
+    sizes = [smallest.parts.get(n, 0) for n in ("weights", "gradients", "optimizer states")]
+    for names in (("adamw8bit",), tuple(OPT_INS)):
+        share = 1 if len(names) == 1 else 0.5
+        if (sizes[0] + sizes[1]) * share + sizes[2] / 4 > budget.bytes:
+            continue
+        allowed = tuple(name for name in OPT_INS if name in {*case.allowed, *names})
+        fit = search(replace(case, allowed=allowed), budget)
+        if fit is not None:
+            taken = ",".join(name for name in allowed if name in {*case.allowed, *fit.case.taken})
+            changes = "; ".join(OPT_INS[name] for name in fit.case.taken)
+            yield f"train.allow=[{taken}]", f"other numerics: {changes}"
+
+
 def _optimizers(case: Case, budget: Budget, smallest: Prediction) -> Iterator[tuple[str, str]]:
-    part = _page("optimizer", "adafactor")
+    part = page("optimizer", "adafactor")
     stateless = smallest.live - smallest.parts.get("optimizer states", 0)
-    if part is None or stateless > budget.bytes:
+    if stateless > budget.bytes:
         return
     if search(replace(case, settings={**case.settings, "optimizer": part}), budget) is not None:
         yield "optimizer=adafactor", "other updates: almost no optimizer states"
@@ -67,11 +81,11 @@ def _lengths(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
 def _models(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
     name = case.settings["model"]["name"]
     for smaller in FAMILY[FAMILY.index(name) + 1 :] if name in FAMILY else FAMILY:
-        page = _page("model", smaller)
-        if page is None or case.length > page["architecture"]["n_positions"]:
+        part = page("model", smaller)
+        if case.length > part["architecture"]["n_positions"]:
             continue
-        config = setting.gpt2_config(page["architecture"], page["dropout"])
-        settings = {**case.settings, "model": page}
+        config = setting.gpt2_config(part["architecture"], part["dropout"])
+        settings = {**case.settings, "model": part}
         if search(replace(case, settings=settings, config=config), budget) is not None:
             yield f"model={smaller}", "a smaller model"
 
@@ -79,28 +93,20 @@ def _models(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
 def _cards(case: Case) -> Iterator[tuple[str, str]]:
     here = case.settings["hw"]["budget_gib"] or 0
     for name in budgets.REPORTED:
-        page = _page("hw", name)
-        if page is None or page["hw"]["budget_gib"] <= here:
+        patch = page("hw", name)["hw"]
+        if patch["budget_gib"] <= here:
             continue
-        larger = budgets.preset({**case.settings["hw"], **page["hw"]})
+        larger = budgets.preset({**case.settings["hw"], **patch})
         if larger is not None and search(case, larger) is not None:
             yield f"hw={name}", "a larger card"
 
 
-def _page(group: str, option: str) -> dict[str, Any] | None:
-    """Return a page of conf/, as it stands there; its interpolations cost no memory."""
-    from llmexp.request import CONF
-
-    path = Path(CONF) / group / f"{option}.yaml"
-    return dict(yaml.safe_load(path.read_text())) if path.is_file() else None
-
-
 def _command(case: Case, overrides: Sequence[str], change: str, remark: str) -> str:
-    settings: Mapping[str, Any] = case.settings
+    settings = case.settings
     given = list(overrides) or [
         f"model={settings['model']['name']}",
         f"hw={settings['hw']['name']}",
     ]
     key = change.partition("=")[0]
     kept = [override for override in given if override.lstrip("+").partition("=")[0] != key]
-    return f"python -m llmexp.train {' '.join([*kept, change])}   # {remark}"
+    return f"python -m llmexp.train {shlex.join([*kept, change])}   # {remark}"

@@ -1,6 +1,7 @@
 """The plan of a run: micro-batch, accumulation, activation checkpointing, and the proof it fits.
 
-`hw` changes how a run fits, never what it learns: nothing that changes the numbers is chosen here.
+`hw` changes how a run fits, never what it learns: what changes the numbers is chosen here only if
+train.allow names it, and the plan says so.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmexp.errors import RequestError
 from llmexp.memory import budget as budgets
-from llmexp.memory import cpu, measure, nearest, setting
+from llmexp.memory import cpu, measure, nearest, rungs, setting
 from llmexp.memory.budget import Budget
 from llmexp.memory.measure import Unmeasurable
 from llmexp.memory.prediction import Prediction
-from llmexp.memory.search import USEFUL, Case, Fit, least, search, sizes
+from llmexp.memory.rungs import Case
+from llmexp.memory.search import USEFUL, Fit, least, search, sizes
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,8 @@ class Plan:
     prediction: Prediction | None  # None: the CPU, or a model that could not be traced
     lines: tuple[str, ...]  # the plan in words
     advice: str  # what to try when it does not fit after all
+    settings: Settings  # as asked for, but for the optimizer and precision that were taken
+    taken: tuple[str, ...] = ()  # of train.allow
 
     @property
     def predicted_gib(self) -> float | None:
@@ -43,17 +47,25 @@ class Plan:
 
 
 def plan(
-    settings: Settings, *, device: torch.device | None = None, overrides: Sequence[str] = ()
+    settings: Settings,
+    *,
+    device: torch.device | None = None,
+    overrides: Sequence[str] = (),
+    taken: Sequence[str] | None = None,
 ) -> Plan:
     """Return the plan of a run, in milliseconds where its numbers are known.
 
     `device`: where the run will be; None asks for the plan alone. `overrides`: the command line,
-    for the commands that a refusal proposes. Raises RequestError where nothing fits.
+    for the commands that a refusal proposes. `taken`: what a run that continues has taken of
+    train.allow; it stays so. Raises RequestError where nothing fits.
     """
     budget = _budget(settings["hw"], device)
+    allowed = tuple(settings["train"]["allow"]) if taken is None else ()
+    config = {} if budget is None else _config(settings["model"])
+    case = Case(settings, config, _precisions(settings, device), allowed)
+    case = rungs.taking(case, taken or ())
     if budget is None:
-        return _on_cpu(settings)
-    case = Case(settings, _config(settings["model"]), _precisions(settings, device))
+        return _on_cpu(case)
     try:
         fit = search(case, budget)
         if fit is None:
@@ -62,7 +74,7 @@ def plan(
         return _unpredicted(case, budget, reason=str(problem))
     finally:
         measure.stop()
-    lines = [*_lines(case, budget, fit), *_elsewhere(budget, device)]
+    lines = [*_lines(budget, fit), *_elsewhere(budget, device), *_numerics(fit.case)]
     return Plan(
         micro_batch_size=fit.rows,
         accumulation=math.ceil(case.batch_size / fit.rows),
@@ -71,6 +83,8 @@ def plan(
         prediction=fit.prediction,
         lines=tuple(lines),
         advice=_advice(case, checkpointing=fit.checkpointing),
+        settings=fit.case.settings,
+        taken=fit.case.taken,
     )
 
 
@@ -105,7 +119,13 @@ def _precisions(settings: Settings, device: torch.device | None) -> tuple[str, .
     return (precision.automatic(device)[0],)
 
 
-def _lines(case: Case, budget: Budget, fit: Fit) -> list[str]:
+def _numerics(case: Case) -> list[str]:
+    """Say loudly what was taken that changes the numbers."""
+    return [f"CHANGES NUMERICS (train.allow) {name}: {rungs.OPT_INS[name]}" for name in case.taken]
+
+
+def _lines(budget: Budget, fit: Fit) -> list[str]:
+    case = fit.case
     name = case.settings["model"]["name"]
     passes = math.ceil(case.batch_size / fit.rows)
     rung = "with activation checkpointing" if fit.checkpointing else "no activation checkpointing"
@@ -152,12 +172,16 @@ def _unpredicted(case: Case, budget: Budget, *, reason: str) -> Plan:
         lines=(
             f"memory  not predicted, this model's step could not be traced: {reason}",
             f"        it starts at micro-batch {rows}; if memory runs out, at half of it",
+            *_numerics(case),
         ),
         advice=_advice(case, checkpointing=False),
+        settings=case.settings,
+        taken=case.taken,
     )
 
 
-def _on_cpu(settings: Settings) -> Plan:
+def _on_cpu(case: Case) -> Plan:
+    settings = case.settings
     rows, line = cpu.micro_batch_size(settings, free=cpu.available())
     return Plan(
         micro_batch_size=rows,
@@ -165,9 +189,11 @@ def _on_cpu(settings: Settings) -> Plan:
         activation_checkpointing=settings["train"]["activation_checkpointing"] is True,
         budget=None,
         prediction=None,
-        lines=(line,),
+        lines=(line, *_numerics(case)),
         advice=f"Shorten data.max_length={settings['data']['max_length']}, set "
         "train.activation_checkpointing=true, or choose a smaller model.",
+        settings=settings,
+        taken=case.taken,
     )
 
 

@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from llmexp.memory import formula, setting
 from llmexp.memory.budget import Budget
-from llmexp.memory.measure import Request
 from llmexp.memory.prediction import MARGIN, Prediction, predict
+from llmexp.memory.rungs import Case, opt_ins
 
 USEFUL = 2048  # tokens per forward pass; with fewer a GPU idles, so the next rung is tried
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is to be trained: the settings, the model's config, the number formats that may come."""
-
-    settings: Mapping[str, Any]
-    config: Mapping[str, Any]
-    precisions: tuple[str, ...]
-
-    @property
-    def length(self) -> int:
-        """Tokens per row."""
-        return int(self.settings["data"]["max_length"])
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per optimizer step; packed, they have fewer rows."""
-        return int(self.settings["train"]["batch_size"])
-
-    def requests(self, rows: int, *, checkpointing: bool) -> list[Request]:
-        """Return what to measure for micro-batches of `rows` rows."""
-        passes = 1 if rows >= self.batch_size else 2
-        return [
-            Request(self.variant(precision, checkpointing=checkpointing), rows, passes)
-            for precision in self.precisions
-        ]
-
-    def variant(self, precision: str, *, checkpointing: bool) -> setting.Setting:
-        """Return the setting of one number format and rung."""
-        return setting.make(
-            self.settings, self.config, precision=precision, checkpointing=checkpointing
-        )
 
 
 @dataclass(frozen=True)
@@ -55,9 +21,17 @@ class Fit:
     rows: int  # per micro-batch
     checkpointing: bool
     prediction: Prediction
+    case: Case  # as asked for, or with what it allows
 
 
 def search(case: Case, budget: Budget) -> Fit | None:
+    """Return the first way to train that fits. What changes numerics is never taken for speed:
+    only if it is allowed, and if nothing before it fits at all.
+    """
+    return next((fit for rung in opt_ins(case) if (fit := _exact(rung, budget))), None)
+
+
+def _exact(case: Case, budget: Budget) -> Fit | None:
     """Return the first rung with a useful micro-batch that fits, else the largest that fits.
 
     The rungs: as it is, then with activation checkpointing, unless the settings fix one.
@@ -94,12 +68,14 @@ def useful(case: Case, rows: int) -> bool:
 
 def least(case: Case) -> Prediction:
     """Return the smallest prediction of all: what the refusal of a request names."""
+    *_, case = opt_ins(case)
     rows, checkpointing = sizes(case)[-1], rungs(case)[-1]
     return predict(case.requests(rows, checkpointing=checkpointing))
 
 
 def promising(case: Case, budget: Budget, *, tokens: int) -> bool:
     """Tell whether so few tokens per micro-batch may fit, by the formula alone."""
+    *_, case = opt_ins(case)
     requests = case.requests(1, checkpointing=rungs(case)[-1])
     forms = formula.forms(requests)
     layers = setting.layer_count(case.config) or 0
@@ -112,7 +88,7 @@ def _largest(case: Case, budget: Budget, *, checkpointing: bool) -> Fit | None:
     for rows in _promising(case, budget, checkpointing=checkpointing):
         prediction = predict(case.requests(rows, checkpointing=checkpointing))
         if prediction.total <= budget.bytes:
-            return Fit(rows, checkpointing, prediction)
+            return Fit(rows, checkpointing, prediction, case)
     return None
 
 

@@ -30,7 +30,7 @@ class Setting:
     """What the memory of a step depends on, besides how many rows a micro-batch has."""
 
     config: Mapping[str, Any]  # of the model, as transformers writes it to config.json
-    precision: str  # fp32, bf16 or fp16
+    precision: str  # a name of llmexp/precision.py
     checkpointing: bool  # of activations, per block
     optimizer: Mapping[str, Any]  # `_target_` and the arguments that cost memory
     packed: bool  # several examples per row, kept apart by a mask
@@ -40,7 +40,7 @@ class Setting:
     @property
     def kernel(self) -> Kernel:
         """The attention kernel on a card of this precision: without bf16 there is no flash."""
-        return "flash" if self.precision == "bf16" else "efficient"
+        return "flash" if self.precision.startswith("bf16") else "efficient"
 
     def at(self, layers: int) -> Setting:
         """Return the same with another number of layers."""

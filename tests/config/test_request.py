@@ -73,7 +73,7 @@ def test_a_misspelt_key_is_refused_with_the_right_one(key: str, prefix: str) -> 
         ("checkpoint=null", "checkpoint is a section"),
         ("~train.batch_size", "none can be deleted"),
         ("~optimizer.lr", "none can be deleted"),
-        ("optimizer=foo", "does not exist. There are: adafactor, adamw, sgd"),
+        ("optimizer=foo", "does not exist. There are: adafactor, adamw, adamw8bit, sgd"),
         ("+hub.token=hf_abc", "looks like a secret or holds one"),
         ("+wandb_api_key=abc", "looks like a secret or holds one"),
     ],

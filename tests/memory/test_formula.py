@@ -7,7 +7,8 @@ import pytest
 from llmexp.memory import formula, measure
 from llmexp.memory.measure import Request
 from llmexp.memory.nearest import FAMILY
-from llmexp.memory.search import Case, sizes
+from llmexp.memory.rungs import Case
+from llmexp.memory.search import sizes
 from llmexp.memory.setting import gpt2_config, layer_count
 from llmexp.plan import composed
 

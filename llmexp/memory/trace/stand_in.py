@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -59,9 +59,48 @@ def fit(
 
 
 def _factory(spec: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
+    if spec["_target_"] == EIGHT_BIT:
+        return AdamW8bit
     module, _, name = str(spec["_target_"]).rpartition(".")
     arguments = {key: value for key, value in spec.items() if not key.startswith("_")}
     return partial(getattr(importlib.import_module(module), name), **arguments)
+
+
+EIGHT_BIT = "llmexp.optimizer.adamw8bit"
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """The state of bitsandbytes' AdamW8bit, which need not be installed to plan with it.
+
+    Two moments of a byte per element and a float32 per block of 256; float32 ones below 4,096
+    elements; two tables of 256 for all. Its kernels work in place. Source: init_state in
+    bitsandbytes/optim/optimizer.py, version 0.50.2.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]]) -> None:
+        super().__init__(params, {"lr": 0.0})
+        self.tables: list[Tensor] = []
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and not self.state[weight]:
+                    self.state[weight] = self._moments(weight)
+
+    def _moments(self, weight: Tensor) -> dict[str, Any]:
+        names = ("state1", "state2")
+        if weight.numel() < 4096:
+            return {n: torch.zeros_like(weight, dtype=torch.float32) for n in names}
+        if not self.tables:
+            self.tables = [torch.zeros(256, device=weight.device) for _ in names]
+        state: dict[str, Any] = {}
+        for number, name in enumerate(names, 1):
+            state[name] = torch.zeros_like(weight, dtype=torch.uint8)
+            state[f"qmap{number}"] = self.tables[number - 1]
+        for number in (1, 2):
+            blocks = math.ceil(weight.numel() / 256)
+            state[f"absmax{number}"] = torch.zeros(blocks, device=weight.device)
+        return state
 
 
 @dataclass

@@ -16,6 +16,7 @@ from llmexp.memory.trace import autocast
 from llmexp.memory.trace.device import fake_gpu
 from llmexp.memory.trace.recorder import Recorder, Recording
 from llmexp.memory.trace.stand_in import Batches, build_optimizer, fit
+from llmexp.precision import Precision
 
 # cuBLAS takes one per thread that multiplies (forward, backward), inside the allocator, under
 # CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, which llmexp/memory/budget.py sets
@@ -27,6 +28,7 @@ def trace(setting: Setting, batches: Batches, *, steps: int = 2) -> Recording:
     config = build_config(setting)
     trained = bare_model(config)
     trained.llmexp_reaches_head = reaches_head(config)
+    Precision(name=setting.precision, tf32=False).cast_weights(trained)
     with fake_gpu(setting.kernel) as device, packing(setting.packed):
         recorder = Recorder(device)
         with recorder:
