@@ -99,6 +99,7 @@ def fit(parts: Parts, plan: engine.Plan, run: Run, state: engine.State) -> None:
     run.logger.start(run_info(run, parts, state))
     outcome = "crashed"
     try:
+        run.pace.start(state, parts.model, parts.precision)
         engine.fit(
             model=parts.model,
             batches=run.batches,

@@ -11,9 +11,12 @@ from typing import Any
 
 from llmexp import doctor, durable
 from llmexp.console.words import perplexity, printable
+from llmexp.doctor.curves import number
+from llmexp.forecast import spread
 
 Rows = Sequence[Mapping[str, Any]]
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#|!~&$]")
+AT_MOST = "; 100% is what matrix products as wide as the model reach on this device"
 TIMES = 6  # validations whose samples are shown
 
 
@@ -32,6 +35,7 @@ def write(folder: Path, notes: Mapping[str, Sequence[str]], about: doctor.About)
     lines += ["![loss](loss.png)", ""] if picture else []
     lines += diagnosis(seen, about)
     lines += validations(seen)
+    lines += speed(timing)
     lines += ["", f"{damaged} damaged lines of metrics.jsonl were skipped."] if damaged else []
     for title, note in notes.items():
         lines += ["", f"## {title}", "", "```", *note, "```"]
@@ -65,6 +69,24 @@ def validations(seen: doctor.Curves) -> list[str]:
         cells = [int(step), epoch, train, loss, perplexity(loss)]
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return lines
+
+
+def speed(timing: Rows) -> list[str]:
+    """Return how fast the run was, and what it made of the machine."""
+    kinds = (
+        ("perf/tokens_per_second", ",.0f", "tokens/s", ""),
+        ("perf/mfu", ".1%", "model FLOP utilisation", AT_MOST),
+        ("perf/data_share", ".1%", "of the time of the steps spent waiting for data", ""),
+    )
+    lines = []
+    for name, form, words, remark in kinds:
+        column = [number(row.get(name)) for row in timing]
+        known = [value for value in column if math.isfinite(value)]
+        if known:
+            low, middle, high = (f"{value:{form}}" for value in spread(known))
+            lines.append(f"- {middle} {words} ({low} to {high}){remark}")
+    told = "Medians of the logged rows, and in brackets their 10th and 90th percentiles."
+    return ["", "## Speed", "", *lines, "", told] if lines else []
 
 
 def texts(samples: Rows) -> list[str]:

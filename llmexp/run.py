@@ -69,7 +69,7 @@ class Run:
         self.metrics = durable.JsonLines(self.folder / "metrics.jsonl")
         self.timing = durable.JsonLines(self.folder / "timing.jsonl")
         self.samples = durable.JsonLines(self.folder / "samples.jsonl")
-        self.pace = Pace(self.batches)
+        self.pace = Pace(self.batches, self.plan)
         self.saved_at = time.monotonic()
         self.keeper = Keeper(
             self.folder, self.tokenizer, self.console, self.settings["checkpoint"]["keep"]
@@ -86,7 +86,6 @@ class Run:
         self.timing.truncate_to(last)
         known = [durable.read_lines(file.path)[0] for file in (self.metrics, self.timing)]
         self.doctor.replay(*known)
-        self.pace.start(state)
 
     def log(self, state: State, metrics: dict[str, float]) -> None:
         """Write one row where there is one to write, and move the progress bar."""
@@ -95,7 +94,7 @@ class Run:
             step = {"train/global_step": state.step}
             row = step | {k: plain(v) for k, v in metrics.items()}
             self.metrics.append(row)
-            timing = self.pace.row(state)
+            timing = self.pace.row(state, validated="eval/loss" in metrics)
             self.timing.append(step | timing)
             self.news = self.doctor.see(row, timing)
             self.logger.log(state.step, metrics | timing)
@@ -294,6 +293,7 @@ class Run:
             "spikes": state.health.spikes,
             "findings": ", ".join(self.doctor.told) or "none",
             "perf/tokens_per_second": self.pace.tokens_per_second,
+            "perf/mfu": self.pace.mfu,
         } | peak_memory()
 
 

@@ -1,6 +1,7 @@
 """What a person sees of a run, in words."""
 
 import logging
+import math
 import shlex
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from llmexp.console.display import display
-from llmexp.console.words import duration, number, perplexity
+from llmexp.console.words import duration, number, perplexity, span
 
 
 class Console:
@@ -21,7 +22,7 @@ class Console:
 
     def __init__(self) -> None:
         self._display = display()
-        self._first: tuple[int, float] | None = None
+        self._heard = 0.0  # when the last metrics came
         self._metrics: dict[str, float] = {}
         self._records = _Records(self)
         logger = logging.getLogger("llmexp")
@@ -40,12 +41,13 @@ class Console:
 
     def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Show how far the run is and what is left; without new metrics the last ones stay."""
-        now = (step, time.monotonic())
-        if self._first is None and "train/loss" in metrics:
-            self._first = now  # what came before was set-up, and says nothing of the rest
+        now = time.monotonic()
         known, self._metrics = self._metrics, self._metrics | dict(metrics)
+        if self._metrics != known:
+            self._heard = now
         has_news = self._metrics != known and "train/loss" in metrics
-        parts = [*_shown(self._metrics), *_time_left(self._first or now, now, total)]
+        left = _time_left(self._metrics, now - self._heard) if step < total else ()
+        parts = [*_shown(self._metrics), *left]
         self._display.progress(step, total, "  ".join(parts), has_news=has_news)
 
     def validation(
@@ -146,10 +148,12 @@ def _shown(metrics: Mapping[str, float]) -> Iterable[str]:
         yield f"{metrics['perf/tokens_per_second']:,.0f} tokens/s"
 
 
-def _time_left(first: tuple[int, float], now: tuple[int, float], total: int) -> Iterable[str]:
-    done, left = now[0] - first[0], total - now[0]
-    if done > 0 and left > 0:
-        yield f"{duration((now[1] - first[1]) / done * left)} left"
+def _time_left(metrics: Mapping[str, float], since: float) -> Iterable[str]:
+    """Say the forecast of the last metrics, which came `since` seconds ago."""
+    names = ("perf/eta_seconds_low", "perf/eta_seconds", "perf/eta_seconds_high")
+    times = [max(0.0, metrics[name] - since) for name in names if name in metrics]
+    if len(times) == len(names) and math.isfinite(times[-1]):
+        yield f"{span(*times)} left"
 
 
 def _verdict(is_best: bool, best: float | None) -> str:

@@ -6,6 +6,8 @@ import re
 # all of C0, DEL and C1 but tab and line feed: generated text must not drive a terminal
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+_DAYS = (math.inf, 86400, "d")
+
 
 def number(value: float) -> str:
     """Write a loss, a rate or a perplexity with three or four significant digits."""
@@ -26,6 +28,17 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {whole % 60} s"
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{days} d {hours % 24} h"
+
+
+def span(low: float, middle: float, high: float) -> str:
+    """Write a length of time that is known only within a range, in the unit of its upper end."""
+    size, unit = next(
+        (size, unit)
+        for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h"), _DAYS)
+        if high < limit
+    )
+    first, last = round(low / size), round(high / size)
+    return f"about {duration(middle)}" if first == last else f"{first}-{last} {unit}"
 
 
 def perplexity(loss: float) -> float:

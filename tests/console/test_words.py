@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llmexp.console.words import duration, number, perplexity, printable
+from llmexp.console.words import duration, number, perplexity, printable, span
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,23 @@ def test_a_number_has_three_or_four_digits(value: float, text: str) -> None:
 )
 def test_a_duration_is_said_in_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        ((40, 50, 60), "40-60 s"),
+        ((0.2, 0.3, 0.4), "about 0 s"),
+        ((145, 145, 145), "about 2 min 25 s"),
+        ((80, 100, 119.4), "80-119 s"),
+        ((90, 100, 121), "about 1 min 40 s"),
+        ((60, 100, 200), "1-3 min"),
+        ((5000, 6000, 8000), "1-2 h"),
+        ((80000, 90000, 180000), "1-2 d"),
+    ],
+)
+def test_a_range_is_said_in_one_unit(seconds: tuple[float, float, float], text: str) -> None:
+    assert span(*seconds) == text
 
 
 def test_perplexity_is_exp_of_the_loss_and_never_an_error() -> None:

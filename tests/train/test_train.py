@@ -56,6 +56,24 @@ def test_metrics_have_the_promised_names_and_nothing_that_differs_between_runs(
     assert "perf/tokens_per_second" in {n for row in rows(folder, "timing.jsonl") for n in row}
 
 
+def test_speed_use_of_the_machine_and_time_left(finished: tuple[Path, str]) -> None:
+    folder, out = finished
+    timing = rows(folder, "timing.jsonl")
+    shares = [row["perf/mfu"] for row in timing if "perf/mfu" in row]
+    assert shares
+    assert all(0 < share < 1 for share in shares)
+    times = [
+        [row[f"perf/eta_seconds{end}"] for end in ("_low", "", "_high")] for row in timing[1:-1]
+    ]
+    assert times
+    assert all(0 < low <= middle <= high for low, middle, high in times)
+    assert "perf/eta_seconds" not in timing[-1]
+    assert re.search(r"tokens/s  (about .*|\d+-\d+ (s|min)) left", out)
+    report = (folder / "report.md").read_text()
+    for words in ("tokens/s (", "% model FLOP utilisation (", "spent waiting for data ("):
+        assert words in report
+
+
 def test_what_a_person_sees_in_a_pipe(finished: tuple[Path, str]) -> None:
     folder, out = finished
     assert "\r" not in out
