@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,8 +49,8 @@ def refused(*overrides: str) -> str:
 
 
 def commands(refusal: str) -> list[list[str]]:
-    lines = [line.split("#")[0].split() for line in refusal.splitlines() if "python -m" in line]
-    return [words[3:] for words in lines]
+    lines = [line for line in refusal.splitlines() if "python -m" in line]
+    return [shlex.split(line, comments=True)[3:] for line in lines]
 
 
 @pytest.mark.parametrize(("model", "hw"), PAIRS)
@@ -80,6 +81,15 @@ def test_the_guides_four_rows_fit_with_their_batch(model: str, hw: str, batch_si
     assert fits(plan)
     examples = int(batch_size.partition("=")[2])
     assert plan.micro_batch_size == examples or plan.accumulation * plan.micro_batch_size > examples
+
+
+@pytest.mark.parametrize("row", ship.ALLOWED, ids=" ".join)
+def test_what_is_allowed_fits_where_nothing_else_does(row: tuple[str, str, str]) -> None:
+    model, hw, allowed = row
+    refused(f"model={model}", f"hw={hw}")
+    plan = planner.plan(settings(f"model={model}", f"hw={hw}", allowed))
+    assert fits(plan) and plan.taken
+    assert all(name in "\n".join(plan.lines) for name in plan.taken)
 
 
 @pytest.mark.parametrize("model", FAMILY)
