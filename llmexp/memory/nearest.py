@@ -23,6 +23,7 @@ def commands(case: Case, budget: Budget, overrides: Sequence[str]) -> list[str]:
     smallest = least(case)
     changes = (
         _checkpointing(case, budget),
+        _micro_batches(case, budget),
         _opt_ins(case, budget, smallest),
         _optimizers(case, budget, smallest),
         _lengths(case, budget),
@@ -38,9 +39,12 @@ def _checkpointing(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
     freed = replace(case, settings={**case.settings, "train": train})
     if train != case.settings["train"] and search(freed, budget) is not None:
         yield "train.activation_checkpointing=auto", "recomputes in backward what it does not keep"
-    train = {**train, "micro_batch_size": "auto"}
+
+
+def _micro_batches(case: Case, budget: Budget) -> Iterator[tuple[str, str]]:
+    train = {**case.settings["train"], "micro_batch_size": "auto"}
     freed = replace(case, settings={**case.settings, "train": train})
-    if case.settings["train"]["micro_batch_size"] != "auto" and search(freed, budget) is not None:
+    if train != case.settings["train"] and search(freed, budget) is not None:
         yield "train.micro_batch_size=auto", "what fits is derived"
 
 

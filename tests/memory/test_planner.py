@@ -160,6 +160,11 @@ def test_planning_costs_milliseconds() -> None:
     assert (time.process_time() - started) / len(wanted) < 0.05
 
 
+def test_the_readme_has_the_plans_of_today() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert "\n".join(ship.table()) in readme
+
+
 def quietly(wanted: Any) -> None:
     with contextlib.suppress(RequestError):
         planner.plan(wanted)
