@@ -104,7 +104,7 @@ class Keeper:
         return not self.best_is_kept and checkpoint.defect(self._of(best_step)) is not None
 
     def _of(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"step-{step:08d}"
+        return checkpoint.path_of(self.folder / "checkpoints", step)
 
     def _failed(self, what: str, error: Exception | str) -> None:
         self.failures += 1

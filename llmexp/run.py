@@ -135,7 +135,7 @@ class Run:
 
         Raises RunError where that is not asked for, or no cure any more.
         """
-        path = self.folder / "checkpoints" / f"step-{state.best_step:08d}"
+        path = checkpoint.path_of(self.folder / "checkpoints", state.best_step)
         again = f"The last checkpoint is intact: resume={self.folder}"
         if self.plan.on_nonfinite != "rollback":
             why = again

@@ -15,7 +15,7 @@ No pickle anywhere: reading a checkpoint can not run code.
 """
 
 from llmexp.checkpoint.resume import config_differences, environment, environment_differences
-from llmexp.checkpoint.shelf import SaveError, defect, find, newest, prune, remove_after
+from llmexp.checkpoint.shelf import SaveError, defect, find, newest, path_of, prune, remove_after
 from llmexp.checkpoint.store import Saved, load, load_model, peek, save
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "load_model",
     "newest",
+    "path_of",
     "peek",
     "prune",
     "remove_after",

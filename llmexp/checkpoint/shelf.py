@@ -98,6 +98,11 @@ def _remove(doomed: list[Path]) -> None:
             raise SaveError(f"{path} could not be removed: {error.strerror}") from error
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies, or would lie, in `folder`."""
+    return folder / f"step-{step:08d}"
+
+
 def _steps(folder: Path) -> list[Path]:
     # newest first
     return sorted((path for path in folder.glob("step-*") if _is_step(path)), reverse=True)

@@ -15,6 +15,7 @@ from llmexp.checkpoint.shelf import (
     SaveError,
     defect,
     manifest,
+    path_of,
 )
 from llmexp.errors import RequestError
 
@@ -48,7 +49,7 @@ def save(
     """
     from llmexp.checkpoint import tensors
 
-    final = folder / f"step-{step:08d}"
+    final = path_of(folder, step)
     weights = tensors.of_model(model)
     moments, rest = tensors.of_optimizer(optimizer, model)
     described = {

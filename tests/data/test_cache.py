@@ -150,15 +150,22 @@ def _load(
     queue.put(source("text", path=path).tokenize(tokenizer, cache_dir=cache).fingerprint)
 
 
-def test_processes_that_come_together_build_once(
-    source: Callable[..., Source], tokenizer: Any, tmp_path: Path
-) -> None:
-    path = tmp_path / "data.txt"
+def _loaders(
+    source: Callable[..., Source], tokenizer: Any, folder: Path
+) -> tuple[Path, Any, list[Any]]:
+    """Return a text, three processes that will tokenise it into one cache, and their queue."""
+    path = folder / "data.txt"
     path.write_text("".join(f"the learning rate {number}\n" for number in range(20_000)))
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    arguments = (str(path), tmp_path / "cache", source, tokenizer, queue)
-    workers = [context.Process(target=_load, args=arguments) for _ in range(3)]
+    arguments = (str(path), folder / "cache", source, tokenizer, queue)
+    return path, queue, [context.Process(target=_load, args=arguments) for _ in range(3)]
+
+
+def test_processes_that_come_together_build_once(
+    source: Callable[..., Source], tokenizer: Any, tmp_path: Path
+) -> None:
+    _, queue, workers = _loaders(source, tokenizer, tmp_path)
     for worker in workers:
         worker.start()
     found = {queue.get(timeout=120) for _ in workers}
@@ -172,12 +179,7 @@ def test_processes_that_come_together_build_once(
 def test_a_builder_that_is_killed_leaves_the_work_to_those_who_wait(
     source: Callable[..., Source], tokenizer: Any, corpus: Make, tmp_path: Path
 ) -> None:
-    path = tmp_path / "data.txt"
-    path.write_text("".join(f"the learning rate {number}\n" for number in range(20_000)))
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    arguments = (str(path), tmp_path / "cache", source, tokenizer, queue)
-    builder, *waiting = [context.Process(target=_load, args=arguments) for _ in range(3)]
+    path, queue, (builder, *waiting) = _loaders(source, tokenizer, tmp_path)
     builder.start()
     deadline = time.monotonic() + 60
     while not list((tmp_path / "cache").rglob("tokens.bin")) and time.monotonic() < deadline:
