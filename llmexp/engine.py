@@ -93,11 +93,12 @@ def accumulate(
     """
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
-    for micro_batch in batch.micro_batches(micro_batch_size):
-        with precision.autocast(device):
+    with precision.autocast(device):  # casts each weight once, and keeps it for all micro-batches
+        for micro_batch in batch.micro_batches(micro_batch_size):
             loss = loss_sum(model, micro_batch.to(device)) / batch.label_tokens
-        precision.scaler.scale(loss).backward()
-        total += loss.detach()
+            with torch.autocast(device.type, enabled=False):
+                precision.scaler.scale(loss).backward()
+            total += loss.detach()
     return total
 
 

@@ -173,12 +173,16 @@ def _sweep(
             logits.mul_(head.scale)
         if head.softcap is not None:
             logits.div_(head.softcap).tanh_().mul_(head.softcap)
-        lse = torch.logsumexp(logits, dim=1, keepdim=True)
-        total += (lse - logits.gather(1, t)).sum()
+        capped = any(wanted) and head.softcap is not None
+        slope = 1 - (logits / head.softcap).square() if capped else None
+        # log-softmax in place: a second [CHUNK, V] would be the largest tensor of small models
+        logits.sub_(logits.amax(1, keepdim=True))
+        label = logits.gather(1, t)
+        normalizer = logits.exp_().sum(1, keepdim=True)
+        total += (normalizer.log() - label).sum()
         if not any(wanted):
             continue
-        slope = 1 - (logits / head.softcap).square() if head.softcap is not None else None
-        d_logits = logits.sub_(lse).exp_()  # the probabilities
+        d_logits = logits.div_(normalizer)  # the probabilities
         d_logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))
         for factor in (slope, None if head.scale == 1.0 else head.scale, upstream):
             if factor is not None:
@@ -187,10 +191,17 @@ def _sweep(
         if d_hidden is not None:
             torch.mm(d_logits, weight, out=d_hidden[start : start + CHUNK])
         if d_weight is not None:
-            d_weight += d_logits.t() @ h
+            _add_product(d_weight, d_logits.t(), h)
         if d_bias is not None:
             d_bias += d_logits.sum(0)
     return total, (d_hidden, d_weight, d_bias)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)  # without a matrix [V, D] between
+    else:
+        total += a @ b
 
 
 def reaches_head(model: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmexp import config, data, engine, optimizer, schedule
 from llmexp.engine import Plan, State
@@ -46,6 +47,21 @@ class Watcher:
         return False
 
     def roll_back(self, *_: object) -> None: ...
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often one tensor is copied into another number format."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.address, self.count = tensor.data_ptr(), 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), settings: Any = None
+    ) -> Any:
+        if function is torch.ops.aten._to_copy.default:
+            self.count += arguments[0].data_ptr() == self.address
+        return function(*arguments, **(settings or {}))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +154,17 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(
     cut = gradients(model, corpus, micro=micro, pack=pack)
     for one, other in zip(whole, cut, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("micro", [1, 4, 8])
+def test_autocast_casts_each_weight_once_a_step(
+    gpt2: Callable[..., Any], corpus: data.Corpus, micro: int
+) -> None:
+    model = new(gpt2, dtype=torch.float32)
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    with Casts(weight) as casts:
+        engine.accumulate(model, batches(corpus, pack=False)[0], precision("bf16"), micro)
+    assert casts.count == 1
 
 
 def test_the_gradient_is_that_of_transformers_mean_over_all_label_tokens(
