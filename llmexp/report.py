@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmexp import doctor, durable
-from llmexp.console.words import perplexity, printable
+from llmexp.console.words import one_line, perplexity
 from llmexp.doctor.curves import number
 from llmexp.forecast import spread
 
@@ -112,8 +112,7 @@ def _cell(value: float) -> str:
 
 def _quoted(text: str) -> str:
     """Return generated text as a cell of a table: nothing in it is markdown, HTML or control."""
-    visible = printable(" ".join(text.split()), "utf-8")
-    return _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", visible)
+    return _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
 def draw(metrics: Rows, path: Path) -> bool:

@@ -5,6 +5,7 @@ and needs no network.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +24,18 @@ def _compare() -> None:
     from llmexp import durable
     from llmexp.compare import page, runs, table
 
-    told = table.comparison(runs.read(runs.find(given.runs)))
+    try:
+        told = table.comparison(runs.read(runs.find(given.runs)))
+    except OSError as error:
+        raise RequestError(f"{error.filename} cannot be read: {error.strerror}") from None
     forms: dict[str, Callable[[table.Comparison], str]] = {
         "text": table.text,
         "markdown": table.markdown,
         "csv": table.comma_separated,
         "json": table.as_json,
     }
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what it cannot say
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(forms[given.form](told))
     goal = given.html or (given.runs[0] if _is_sweep(given.runs) else Path()) / "compare.html"
     try:

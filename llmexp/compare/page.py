@@ -13,11 +13,13 @@ import numpy as np
 from llmexp.compare.paired import sentence
 from llmexp.compare.runs import Run, seconds_by_step
 from llmexp.compare.table import Comparison, shown, wandb
+from llmexp.console.words import one_line, printable
 from llmexp.doctor import lines, summary
 from llmexp.doctor.curves import Floats, Row, column, number
 
 HERE = Path(__file__).parent
 POINTS = 1500  # of a curve; longer ones are averaged
+WIDTH = 400  # characters of a setting
 SAMPLES = 400  # rows of generated text per run, the last ones
 METRICS = (  # name, title, unit
     ("train/loss", "Training loss", "nats per token"),
@@ -68,7 +70,7 @@ def content(told: Comparison) -> dict[str, Any]:
         ],
         "runs": [one(run) for run in told.runs],
         "settings": [
-            {"key": key, "values": [shown(value) for value in values]}
+            {"key": one_line(key), "values": [shown(value, WIDTH) for value in values]}
             for key, values in told.settings.items()
         ],
         "verdicts": [
@@ -103,9 +105,9 @@ def one(run: Run) -> dict[str, Any]:
         ],
         "samples": [
             {
-                "step": int(number(row["train/global_step"], 0)),
-                "prompt": str(row["prompt"]),
-                "text": str(row["text"]),
+                "step": int(number(row["train/global_step"])),
+                "prompt": printable(str(row["prompt"]), "utf-8"),
+                "text": printable(str(row["text"]), "utf-8"),
             }
             for row in run.samples[-SAMPLES:]
         ],

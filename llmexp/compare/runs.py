@@ -1,6 +1,8 @@
 """Find runs below folders, and read what they left."""
 
+import fcntl
 import json
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmexp import doctor, validation
+from llmexp.console.words import one_line
 from llmexp.doctor.curves import Curves, finite, highest, lowest, middle, number
 from llmexp.errors import RequestError
 from llmexp.logger.redact import redact
@@ -69,9 +72,11 @@ def find(places: Sequence[Path]) -> list[Path]:
     for place in places:
         here = [place] if is_run(place) else sorted(below(place, DEPTH), key=natural)
         if not here:
-            told = "holds no run" if place.is_dir() else "does not exist"
+            is_file = "is a file" if place.is_file() else "does not exist"
+            told = "holds no run" if place.is_dir() else is_file
             mistakes.append(f"{place} {told}: a run folder has .hydra/config.yaml in it")
-        found += [run for run in here if run not in found]
+        known = {run.resolve() for run in found}
+        found += [run for run in here if run.resolve() not in known]
     if mistakes:
         raise RequestError("\n".join(mistakes))
     return found
@@ -103,7 +108,7 @@ def read(folders: Sequence[Path]) -> list[Run]:
     else:
         common = os.path.commonpath([folder.resolve() for folder in folders])
         names = [str(folder.resolve().relative_to(common)) for folder in folders]
-    runs = [read_one(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = [read_one(folder, one_line(name)) for folder, name in zip(folders, names, strict=True)]
     refuse_strangers(runs)
     return runs
 
@@ -137,15 +142,20 @@ def read_one(folder: Path, name: str) -> Run:
         name=name,
         state=state,
         settings=flat(settings),
-        metrics=[row for row in metrics if number(row.get("train/global_step"), -1) >= 0],
+        metrics=[row for row in metrics if has_step(row)],
         timing=timing,
-        samples=[row for row in samples if {"train/global_step", "prompt", "text"} <= set(row)],
+        samples=[row for row in samples if has_step(row) and {"prompt", "text"} <= set(row)],
         damaged=damaged,
         losses=validation.read(folder),
         curves=seen,
         findings=doctor.diagnose(seen, doctor.About(settings, steps)),
         study=study_of(folder),
     )
+
+
+def has_step(row: Mapping[str, Any]) -> bool:
+    """Say whether it is known of which step a row tells."""
+    return 0 <= number(row.get("train/global_step")) < math.inf
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -188,11 +198,10 @@ def state_of(folder: Path) -> str:
     if (folder / ".finished").is_file():
         return ENDS.get(stopped(folder), "finished")
     try:
-        holder = json.loads((folder / ".lock").read_bytes())
-        if holder["host"] == socket.gethostname():
-            os.kill(int(holder["pid"]), 0)
-            return "running"
-    except PermissionError:  # of another user, and alive
+        with (folder / ".lock").open("rb") as file:
+            if json.load(file)["host"] == socket.gethostname():
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:  # its process lives, and holds it
         return "running"
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmexp.compare.paired import Interval, compared, sentence
 from llmexp.compare.runs import Run, differences
-from llmexp.console.words import number, printable
+from llmexp.console.words import number, one_line, printable
 from llmexp.validation import FILE
 
 WIDE = 4  # differing settings that stand in the first table; more have a table of their own
@@ -64,9 +65,12 @@ def notes(runs: Sequence[Run], kept: Sequence[Run]) -> list[str]:
             "an interval is about these two models and this kind of text; another seed gives "
             "another model"
         )
+    if len(runs) - len(lacking) > len(kept):
+        found.append(f"only the best {len(kept)} are held against the best one: name fewer runs")
     differ = [key for key in TEXTS if len({str(run.settings.get(key)) for run in runs}) > 1]
     if differ:
-        found.append(f"{', '.join(differ)} differ: were the runs validated on the same text?")
+        verb = "differ" if len(differ) > 1 else "differs"
+        found.append(f"{', '.join(differ)} {verb}: were the runs validated on the same text?")
     if len({str(run.settings.get("model.name")) for run in runs}) > 1:
         found.append("model.name differs: losses per token compare only where the tokens are alike")
     return found
@@ -82,7 +86,7 @@ def header(told: Comparison) -> tuple[list[str], list[list[str]]]:
         cells = [_number(name, run.numbers[name]) for name in names]
         chosen = [shown(told.settings[key][place]) for key in own]
         rows.append([run.name, run.state, *cells, *chosen])
-    return ["run", "state", *names, *own], rows
+    return ["run", "state", *names, *map(one_line, own)], rows
 
 
 def text(told: Comparison) -> str:
@@ -121,9 +125,10 @@ def wandb(told: Comparison) -> list[str]:
     for project, group in sorted(groups, key=str):
         where = f"group {group}" if group else "no group: logger.group=NAME keeps runs together"
         found.append(f"project {project}, {where}")
-    offline = [run.folder / "wandb" / "offline-run-*" for run in told.runs if is_offline(run)]
+    offline = [shlex.quote(str(run.folder)) for run in told.runs if is_offline(run)]
     if offline:
-        found.append("upload what was written offline: wandb sync " + " ".join(map(str, offline)))
+        places = " ".join(f"{folder}/wandb/offline-run-*" for folder in offline)
+        found.append(f"upload what was written offline: wandb sync {places}")
     if not groups:
         found.append("these runs were not logged there: logger=wandb logger.group=NAME does it")
     return found
@@ -136,7 +141,7 @@ def is_offline(run: Run) -> bool:
 
 def transposed(told: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the differing settings, a row per setting and a column per run."""
-    rows = [[key, *map(shown, values)] for key, values in told.settings.items()]
+    rows = [[one_line(key), *map(shown, values)] for key, values in told.settings.items()]
     return ["setting", *(run.name for run in told.runs)], rows
 
 
@@ -191,7 +196,16 @@ def as_json(told: Comparison) -> str:
         "notes": list(told.notes),
         "wandb": wandb(told),
     }
-    return json.dumps(value, indent=2, default=str)
+    return json.dumps(spelled(value), indent=2, default=str, allow_nan=False)
+
+
+def spelled(value: Any) -> Any:
+    """Copy data with the numbers that JSON does not have as text, as metrics.jsonl has them."""
+    if isinstance(value, Mapping):
+        return {str(key): spelled(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled(held) for held in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def aligned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -214,11 +228,11 @@ def piped(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(map(_escaped, cells)) + " |" for cells in lines)
 
 
-def shown(value: Any) -> str:
-    """Return a setting as a cell."""
+def shown(value: Any, width: int = CELL) -> str:
+    """Return a setting as a cell: a long one loses its middle, as names of files differ late."""
     text = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    text = printable(" ".join(text.split()), "utf-8")
-    return text if len(text) <= CELL else text[: CELL - 3] + "..."
+    text, half = one_line(text), (width - 3) // 2
+    return text if len(text) <= width else f"{text[:half]}...{text[-half:]}"
 
 
 def _number(name: str, value: float) -> str:

@@ -3,8 +3,9 @@
 import math
 import re
 
-# all of C0, DEL and C1 but tab and line feed: generated text must not drive a terminal
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# all of C0, DEL and C1 but tab and line feed, and what turns the direction of the text around it:
+# generated text must not drive a terminal
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _DAYS = (math.inf, 86400, "d")
 
@@ -48,6 +49,11 @@ def perplexity(loss: float) -> float:
 
 def printable(text: str, encoding: str | None) -> str:
     """Make control characters visible, and replace what the stream's encoding cannot say."""
-    visible = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    visible = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     encoding = encoding or "utf-8"
     return visible.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line."""
+    return printable(" ".join(text.split()), "utf-8")

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,9 +84,10 @@ def test_the_other_forms(make: Make, losses_of: Losses) -> None:
 def test_a_folder_that_is_no_run_is_refused(make: Make, tmp_path: Path) -> None:
     make("a")
     (tmp_path / "empty").mkdir()
-    told = refused(compare("outputs/a", "empty", "nowhere"))
+    told = refused(compare("outputs/a", "empty", "nowhere", "outputs/a/metrics.jsonl"))
     assert "empty holds no run" in told
     assert "nowhere does not exist" in told
+    assert "outputs/a/metrics.jsonl is a file" in told
     assert not Path("compare.html").exists()
     refused(compare())
 
@@ -108,10 +110,10 @@ def test_a_half_written_line_is_skipped_and_counted(make: Make) -> None:
     folder = make("a")
     make("b")
     with (folder / "metrics.jsonl").open("ab") as file:
-        file.write(b'nonsense\n[1]\n{"train/global_step": 110, "train/lo')
+        file.write(b"nonsense\n[1]\n" + b"[" * 100_000 + b'\n{"train/global_step": 110, "train/lo')
     done = compare("outputs")
     assert done.returncode == 0, done.stderr
-    assert "a: 3 damaged lines of metrics.jsonl skipped" in done.stdout
+    assert "a: 4 damaged lines of metrics.jsonl skipped" in done.stdout
 
 
 def test_hostile_values_are_no_error_and_drive_no_terminal(make: Make) -> None:
@@ -121,6 +123,8 @@ def test_hostile_values_are_no_error_and_drive_no_terminal(make: Make) -> None:
         for value in ('"nan"', "NaN", "null", "[]", "{}", "1e999", '"x"', "true"):
             file.write(f'{{"train/global_step": 101, "train/loss": {value}}}\n')
             file.write(f'{{"train/global_step": {value}, "eval/loss": {value}}}\n')
+            sample = f'{{"train/global_step": {value}, "prompt": {value}, "text": {value}}}\n'
+            durable.write_text(folder / "samples.jsonl", sample)
     for form in ([], ["--csv"], ["--json"], ["--markdown"]):
         done = compare("outputs", *form)
         assert done.returncode == 0, done.stderr
@@ -143,6 +147,8 @@ def test_secrets_stay_where_they_are(make: Make, monkeypatch: pytest.MonkeyPatch
 def test_what_a_run_is_doing(make: Make) -> None:
     make("done")
     make("left", finished=False)
+    killed = {"pid": os.getpid(), "host": socket.gethostname()}  # and its number is taken again
+    (Path("outputs/left") / ".lock").write_text(json.dumps(killed))
     going = make("going", finished=False)
     with durable.Lock(going):
         states = {run.name: run.state for run in runs.read(runs.find([Path("outputs")]))}
@@ -165,9 +171,9 @@ def test_many_differences_have_a_table_of_their_own(make: Make) -> None:
 
 
 def test_offline_wandb_files_are_named(make: Make) -> None:
-    folder = make("a")
+    folder = make("a fine run")
     (folder / "wandb" / "offline-run-1").mkdir(parents=True)
-    assert f"wandb sync {folder}/wandb/offline-run-*" in compare("outputs/a").stdout
+    assert f"wandb sync '{folder}'/wandb/offline-run-*" in compare("outputs/a fine run").stdout
 
 
 def test_it_needs_no_torch(make: Make) -> None:
@@ -178,3 +184,65 @@ def test_it_needs_no_torch(make: Make) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_itself_under_every_name(make: Make, tmp_path: Path) -> None:
+    folder = make("a")
+    (tmp_path / "link").symlink_to(folder)
+    rows = compare("outputs/a", str(folder.resolve()), "outputs/../link", "--csv").stdout
+    assert [row["run"] for row in csv.DictReader(rows.splitlines())] == ["a"]
+
+
+def test_json_is_json_whatever_the_settings_hold(make: Make) -> None:
+    make("a", settings={"train": {"max_grad_norm": float("inf")}})
+    make("b", settings={"train": {"max_grad_norm": 1.0, "x": [float("nan")]}})
+    told = json.loads(compare("outputs", "--json").stdout, parse_constant=pytest.fail)
+    assert [run["settings"]["train.max_grad_norm"] for run in told["runs"]] == ["inf", 1.0]
+
+
+def test_a_name_stands_on_one_line_and_in_its_direction(make: Make) -> None:
+    make("new\nline")
+    make("\u202eexe.txt")
+    for form in ([], ["--markdown"]):
+        text = compare("outputs", *form).stdout
+        assert "new line" in text
+        assert "\\u202eexe.txt" in text
+    page = Path("outputs/compare.html").read_text()
+    assert '"name": "new line"' in page
+    assert '"name": "\\\\u202eexe.txt"' in page
+
+
+def test_a_terminal_that_cannot_say_a_name_is_told_of_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("café")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert "caf\\xe9" in compare("outputs/café").stdout
+
+
+def test_long_settings_that_differ_at_their_end_look_different(make: Make) -> None:
+    for name in "ab":
+        make(name, settings={"data": {"path": f"/{'a-long-folder/' * 5}{name}.txt"}})
+    text = compare("outputs").stdout
+    assert "-folder/a.txt" in text
+    assert "-folder/b.txt" in text
+    assert f"{'a-long-folder/' * 5}b.txt" in Path("outputs/compare.html").read_text()
+
+
+def test_runs_that_are_not_held_against_the_best_are_told_of(
+    make: Make, losses_of: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        make(name, losses=losses_of(0.0))
+    monkeypatch.setattr(table, "PAIRS", 2)
+    text = table.text(table.comparison(runs.read(runs.find([Path("outputs")]))))
+    assert text.count("told apart") == 2
+    assert "only the best 3 are held against the best one" in text
+
+
+def test_what_may_not_be_read_is_an_error_in_words(make: Make) -> None:
+    folder = make("a")
+    (folder / "metrics.jsonl").chmod(0)
+    if os.access(folder / "metrics.jsonl", os.R_OK):  # root may read anything
+        pytest.skip("nothing is forbidden here")
+    assert "metrics.jsonl cannot be read: Permission denied" in refused(compare("outputs/a"))

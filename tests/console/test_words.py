@@ -69,6 +69,6 @@ def test_perplexity_is_exp_of_the_loss_and_never_an_error() -> None:
 
 
 def test_text_cannot_drive_a_terminal() -> None:
-    assert printable("a\x1b[31mb\rc\x9bd\te\n", "utf-8") == "a\\x1b[31mb\\x0dc\\x9bd\te\n"
+    assert printable("a\x1b[31mb\rc\x9bd\te\n", "utf-8") == "a\\x1b[31mb\\rc\\x9bd\te\n"
     assert printable("é→x", "ascii") == "\\xe9\\u2192x"
     assert printable("\ud800", None) == "\\ud800"
