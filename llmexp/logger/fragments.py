@@ -3,6 +3,12 @@
 import shlex
 from pathlib import Path
 
+_REFUSALS = (
+    b"filestream: fatal error",
+    b"filestream: json decode error",  # whatever answered is no W&B server
+    b"runfiles: CreateRunFiles returned error",
+)
+
 
 def supersede(folder: Path) -> None:
     """Move the fragments in `folder` away, so that the next one alone is the run."""
@@ -23,4 +29,5 @@ def sync_command(fragment: Path) -> str:
 def was_refused(fragment: Path) -> bool:
     """Tell whether the server took less than it was sent; wandb says so in its own log only."""
     log = fragment / "logs" / "debug-internal.log"
-    return log.is_file() and b"filestream: fatal error" in log.read_bytes()
+    said = log.read_bytes() if log.is_file() else b""
+    return any(trouble in said for trouble in _REFUSALS)

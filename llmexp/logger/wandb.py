@@ -218,6 +218,19 @@ class Wandb(Logger):
                 self._wandb.teardown()
 
     def _end_run(self, state: str, summary: Mapping[str, object]) -> None:
+        try:
+            self._tell_end(state, summary)
+            self._run.finish(exit_code=_EXIT_CODES.get(state, 1))
+        except TimeoutError:
+            trouble = f"the upload did not end in {FINISH_SECONDS} s"
+        except Exception as error:
+            trouble = f"closing its run failed ({reason(error)})"
+        else:
+            trouble = "the server refused some of the data" if was_refused(self._fragment()) else ""
+        if trouble:
+            log.warning(f"W&B: {trouble}; to upload later: {sync_command(self._fragment())}")
+
+    def _tell_end(self, state: str, summary: Mapping[str, object]) -> None:
         trial = self._run.config.get("trial") or {}
         if trial.get("number") is not None:
             told = {"trial": {**trial, "state": state}}
@@ -225,14 +238,6 @@ class Wandb(Logger):
         if state in ("pruned", "stopped") or trial.get("number") is not None:
             self._run.tags = (*(self._run.tags or ()), state)
         self._run.summary.update(redact({"state": state, **summary}))
-        try:
-            self._run.finish(exit_code=_EXIT_CODES.get(state, 1))
-        except TimeoutError:
-            trouble = f"the upload did not end in {FINISH_SECONDS} s"
-        else:
-            trouble = "the server refused some of the data" if was_refused(self._fragment()) else ""
-        if trouble:
-            log.warning(f"W&B: {trouble}; to upload later: {sync_command(self._fragment())}")
 
     def _abandon(self) -> None:
         # a half-open run would keep its id, and its process tries to reach the server for minutes
