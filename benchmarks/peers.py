@@ -1,0 +1,245 @@
+"""llmexp and its peers on the same work, beside each other and beside the machine's limit.
+
+    python benchmarks/peers.py [--work a,b,c,d] [--precision fp32,bf16] [--dropout 0.1,0]
+        [--peers llmexp,tutorial,...] [--steps N] [--rounds R] [--text FILE] [--tokenizer FOLDER]
+        [--smallest] [--here] [--output FILE.md]
+
+GPT-2 of 124 million fresh weights, the same for all, and the same examples in the same order. The
+peers get an environment of their own (benchmarks/.peers), and are told by name where that cannot
+be. Every run is a process of its own; rounds go A B C, C B A, ... and ratios are those of a round.
+Exit code 1 where one learned something else at dropout 0 on full rows, or llmexp failed.
+
+    real tokens/s   label tokens of the training steps, padding not counted, the first two steps
+                    left out; on a GPU llmexp's and everybody's clock waits for it at each row
+    the limit       the matrix products of a step and nothing else, measured in every round
+    peak memory     of the process; on a GPU torch.cuda.max_memory_allocated
+    first step, end seconds from the command until the first step is done, the model saved. All
+                    read tokens made before; llmexp also validates and saves before its first step
+    loss            of the last training steps on full rows; else on the validation examples
+    apart           at most, over the steps, from the loss of the tutorial loop
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import peer_environment
+from peer_contest import Result, complaint, run
+from peer_environment import Environment
+from peer_table import BAND, TITLES, TOLERANCE, Contest, page
+from peer_work import MODELS, ROOT, WORKS, Task, Work
+
+SMALLEST = {"length": 32, "batch": 2, "steps": 2}
+WITHOUT_DROPOUT = "litgpt"
+
+
+def main() -> int:
+    """Run the contests that are asked for, print their tables; return the exit code."""
+    given = asked()
+    environment = peer_environment.here() if given.here else peer_environment.own()
+    peers = given.peers.split(",")
+    with tempfile.TemporaryDirectory(prefix="llmexp-peers-", dir=given.folder) as name:
+        folder = Path(name)
+        works = [work_of(key, given) for key in given.work.split(",")]
+        facts = lay_out(folder, works, given)
+        given.every = given.every or (5 if facts["gpu"] else 1)
+        tell("\n".join(heading(environment, given, facts["gpu"])), given.output)
+        good = True
+        for work in works:
+            for precision in given.precision.split(","):
+                for dropout in map(float, given.dropout.split(",")):
+                    contest = Contest(
+                        work,
+                        precision,
+                        dropout,
+                        peers=[peer for peer in peers if may_run(peer, environment, dropout)],
+                        results=[],
+                        limits=[],
+                        missing=absent(peers, environment, dropout),
+                        is_gpu=bool(facts["gpu"]),
+                        model=given.model,
+                    )
+                    compete(contest, folder, facts[work.key], environment, given)
+                    tell("\n".join(page(contest)), given.output)
+                    good &= is_good(contest)
+    return 0 if good else 1
+
+
+def asked() -> argparse.Namespace:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", default="a,b,c,d")
+    parser.add_argument("--precision", default="fp32,bf16")
+    parser.add_argument("--dropout", default="0.1,0")
+    parser.add_argument("--peers", default=",".join(TITLES))
+    parser.add_argument("--model", choices=sorted(MODELS), default="gpt2")
+    parser.add_argument("--steps", type=int, help="of each run, instead of what suits the work")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--every", type=int, help="steps between two rows; 1, on a GPU 5")
+    parser.add_argument("--text", type=Path, help="a long text; the shipped sample")
+    parser.add_argument("--tokenizer", help="a folder; trained on the text")
+    parser.add_argument("--folder", help="where runs may write; the system's temporary folder")
+    parser.add_argument("--smallest", action="store_true", help="does it start?")
+    parser.add_argument("--here", action="store_true", help="install nothing, take what is here")
+    parser.add_argument("--output", type=Path, help="a file for the tables")
+    given = parser.parse_args()
+    if unknown := set(given.peers.split(",")) - TITLES.keys():
+        parser.error(f"no such contestant: {', '.join(sorted(unknown))}; there are {[*TITLES]}")
+    if unknown := set(given.work.split(",")) - WORKS.keys():
+        parser.error(f"no such work: {', '.join(sorted(unknown))}; there are {[*WORKS]}")
+    if given.smallest:
+        given.model = "smallest"
+    if given.output:
+        given.output.unlink(missing_ok=True)
+    return given
+
+
+def work_of(key: str, given: argparse.Namespace) -> Work:
+    """Return a work, at the size that is asked for."""
+    work = replace(WORKS[key], **SMALLEST) if given.smallest else WORKS[key]
+    return replace(work, steps=given.steps) if given.steps else work
+
+
+def lay_out(folder: Path, works: list[Work], given: argparse.Namespace) -> dict[str, Any]:
+    """Write weights, tokenizer and examples; return what is to be known of each work,
+    and the name of the GPU."""
+    text = given.text or folder / "sample.txt"
+    if given.text is None:
+        parts = sorted((ROOT / "llmexp" / "data" / "sample").glob("part_*.txt"))
+        text.write_text("\n".join(part.read_text() for part in parts))
+    request = {
+        "folder": str(folder),
+        "model": given.model,
+        "text": str(text.resolve()),
+        "tokenizer": given.tokenizer,
+        "works": [asdict(work) for work in works],
+    }
+    facts: dict[str, Any] = ask("peer_work.py", folder, request, sys.executable)
+    return facts
+
+
+def ask(script: str, folder: Path, request: dict[str, Any], python: str) -> Any:
+    """Run one of the scripts beside this one on a request; return what it answers."""
+    path, log = folder / "request.json", folder / "log.txt"
+    path.write_text(json.dumps(request))
+    with log.open("w") as words:
+        done = subprocess.run(
+            [python, str(Path(__file__).with_name(script)), str(path)],
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+        )
+    if done.returncode:
+        raise SystemExit(f"{script}: {complaint(log, done.returncode)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def heading(environment: Environment, given: argparse.Namespace, gpu: str) -> Iterator[str]:
+    """Yield what is to be known of the machine, the versions and the rules."""
+    from importlib.metadata import version
+
+    yield "# python benchmarks/peers.py\n"
+    yield f"{date.today()}, {gpu or processor()}, {os.cpu_count()} CPU cores,"
+    yield f"load {os.getloadavg()[0]:.1f} before. Python {platform.python_version()}."
+    ours = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    theirs = ", ".join(f"{name} {number}" for name, number in environment.versions.items())
+    yield f"llmexp runs on {ours}; the peers on {theirs}.\n"
+    yield f"{given.rounds} rounds; a row every {given.every} steps. Model {given.model}."
+    limits = ", ".join(f"{value:g} in {name}" for name, value in TOLERANCE.items())
+    yield f"Losses may be apart by {limits} at dropout 0, by {BAND:g} with dropout, in nats."
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    path = Path("/proc/cpuinfo")
+    names = path.read_text().splitlines() if path.is_file() else []
+    found = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
+    return found[0] if found else platform.machine()
+
+
+def may_run(peer: str, environment: Environment, dropout: float) -> bool:
+    """Say whether a contestant is there, and can do what is asked."""
+    return peer not in absent([peer], environment, dropout)
+
+
+def absent(peers: list[str], environment: Environment, dropout: float) -> dict[str, str]:
+    """Return who cannot take part, and why."""
+    reasons = {peer: why for peer, why in environment.missing.items() if peer in peers}
+    if dropout and WITHOUT_DROPOUT in peers:
+        reasons.setdefault(WITHOUT_DROPOUT, "has no dropout")
+    return reasons
+
+
+def compete(
+    contest: Contest,
+    folder: Path,
+    facts: dict[str, Any],
+    environment: Environment,
+    given: argparse.Namespace,
+) -> None:
+    """Let every contestant run once in every round, in alternating order."""
+    request = {
+        "shape": MODELS[given.model],
+        "precision": contest.precision,
+        "lengths": facts["lengths"],
+        "steps": contest.work.steps,
+    }
+    for round in range(given.rounds):
+        limit = ask("peer_limit.py", folder, request, sys.executable)
+        contest.limits.append(limit["tokens"] / limit["seconds"])
+        for peer in contest.peers if round % 2 == 0 else reversed(contest.peers):
+            output = folder / "run"
+            task = Task(
+                peer=peer,
+                work=contest.work,
+                folder=str(folder / contest.work.key),
+                output=str(output),
+                precision=contest.precision,
+                dropout=contest.dropout,
+                every=given.every,
+            )
+            result = run(task, environment, round=round, seed=facts["seed"])
+            contest.results.append(result)
+            shutil.rmtree(output)
+            print(told(contest, result), file=sys.stderr, flush=True)
+
+
+def told(contest: Contest, result: Result) -> str:
+    """Return a line about one run."""
+    where = f"({contest.work.key}) {contest.precision} {contest.dropout:g}, round {result.round}"
+    if result.failure:
+        return f"{where}: {result.peer} failed: {result.failure}"
+    return (
+        f"{where}: {result.peer} {result.tokens_per_second:,.0f} tokens/s, {result.memory:.2f} GiB,"
+        f" first step {result.first_step:.1f} s, end {result.end:.1f} s, loss {result.last:.4f}"
+    )
+
+
+def is_good(contest: Contest) -> bool:
+    """Say whether all learned the same, where that can be said, and llmexp ran."""
+    ran = all(not result.failure for result in contest.results if result.peer == "llmexp")
+    return ran and not (contest.dropout == 0 and contest.strangers())
+
+
+def tell(text: str, output: Path | None) -> None:
+    """Print, and append to the file of the tables."""
+    print(text, flush=True)
+    if output:
+        with output.open("a") as file:
+            file.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
