@@ -9,6 +9,7 @@ from llmexp.doctor.curves import About, Curves, Floats, highest, lowest, mean
 from llmexp.doctor.findings import Finding, finding
 
 FEW_ROWS = 8  # of training, below which a curve is not judged
+FEW_VALIDATIONS = 3  # likewise, where there are fewer rows than that
 FEW_STEPS = 30
 RISE = 0.01  # of a loss, from which on it has risen
 FLAT = 0.01  # of a loss, below which it has not fallen
@@ -36,7 +37,8 @@ def rising(seen: Curves, about: About) -> Finding | None:
 
 def flat(seen: Curves, about: About) -> Finding | None:
     """The loss does not fall: not at all, or not below what counting tokens would give."""
-    if len(seen.train) < FEW_ROWS or seen.last_step < FEW_STEPS or warming_up(seen, about):
+    few = len(seen.train) < FEW_ROWS and len(seen.val) < FEW_VALIDATIONS
+    if few or seen.last_step < FEW_STEPS or warming_up(seen, about):
         return None
     if rising(seen, about) or (len(seen.val) > 1 and overfits(seen)):
         return None
@@ -68,7 +70,7 @@ def only_frequencies(seen: Curves, about: About) -> Finding | None:
     if counted is None or not rests(seen, 2 * FLAT):
         return None
     best = lowest(seen.val)
-    if best < SPARE * counted:
+    if min(best, seen.train_before[-1]) < SPARE * counted:  # of either side it knows more
         return None
     return finding(
         "flat",
@@ -122,7 +124,7 @@ def overfitting(seen: Curves, about: About) -> Finding | None:
     said = (
         f"the validation loss rose from {number(seen.val[best])} at {place(seen, best)} to "
         f"{number(seen.val[last])} at {place(seen, last)}, while the training loss fell from "
-        f"{number(reference(seen, best, last))} to {number(seen.train_before[last])}"
+        f"{number(reference(seen, best))} to {number(seen.train_before[last])}"
     )
     return finding(
         "overfitting",
@@ -142,16 +144,16 @@ def overfits(seen: Curves) -> bool:
     """Say whether the last validation is worse than the best, and training better than then."""
     best, last = seen.best, len(seen.val) - 1
     risen = seen.val[last] - seen.val[best] > RISE * seen.val[best]
-    falling = seen.train_before[last] < 0.995 * reference(seen, best, last)
+    falling = seen.train_before[last] < 0.995 * reference(seen, best)
     return bool(best < last and risen and falling)
 
 
-def reference(seen: Curves, best: int, until: int) -> float:
-    """Return the training loss that belongs to validation `best`, as seen at `until`."""
+def reference(seen: Curves, best: int) -> float:
+    """Return the training loss that belongs to validation `best`."""
     at_best = float(seen.train_before[best])
     if math.isfinite(at_best):
         return at_best
-    return highest(np.append(seen.train[:1], seen.train_before[best + 1 : until]))
+    return highest(np.append(seen.train[:1], seen.val[best]))  # before training: as it began
 
 
 def underfitting(seen: Curves, about: About) -> Finding | None:

@@ -21,7 +21,7 @@ def verdict(seen: Curves, index: int) -> str:
         return "still improving" if low - value > SLOW * low else "hardly improving"
     if value - low <= RISE * low:
         return "no better"
-    then = reference(seen, best, index)
+    then = reference(seen, best)
     return "overfitting" if seen.train_before[index] < 0.995 * then else "getting worse"
 
 

@@ -31,6 +31,7 @@ SICK: dict[str, list[dict[str, Any]]] = {
         {"train": lambda done: 6.0},
         {"train": down(5.0, 40), "data": {"frequency_loss": 5.01}},
         {"train": lambda done: 5.0 if done > 0.02 else 6.0},
+        {"train": lambda done: 6.0, "steps": 40, "noise": 0.01},  # few rows
     ],
     "overfitting": [
         {"train": down(0.5, 4), "val": lambda done: 3 + 8 * (done - 0.5) ** 2},
@@ -98,6 +99,21 @@ def test_a_run_that_gets_worse_on_both_sides_does_not_overfit(story: Make) -> No
 def test_a_run_that_overfits_is_not_called_flat_too(story: Make) -> None:
     made = {**SICK["overfitting"][0], "data": {"frequency_loss": 3.0}}
     assert story(**made).names() == ["overfitting"]
+
+
+def test_a_run_that_diverged_and_comes_down_does_not_overfit(story: Make) -> None:
+    def high(done: float) -> float:
+        return 6.0 if done < 0.01 else 2000 - 1000 * done
+
+    told = story(high)
+    assert told.names() == ["rising"]
+    assert "overfitting" not in " ".join(lines(curves(told.metrics, told.timing)))
+
+
+def test_what_learns_its_examples_by_heart_is_not_called_shuffled(story: Make) -> None:
+    told = story(down(1.0, 8), down(3.2, 40), data={"frequency_loss": 3.1}, noise=0)
+    found = diagnose(curves(told.metrics, told.timing), told.about)
+    assert not any("order of the words" in finding.says for finding in found)
 
 
 @pytest.mark.parametrize("seed", range(5))
