@@ -4,8 +4,10 @@ on a file."""
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from llmexp.command import arguments, command, model_folder, saved_settings
+from llmexp.errors import RequestError
 
 
 def main() -> None:
@@ -27,11 +29,16 @@ def _evaluate() -> None:
         required=("run",),
         usage=__doc__,
     )
+    if given["micro_batch_size"] < 1:
+        raise RequestError(
+            f"micro_batch_size={given['micro_batch_size']} does not hold: it must be at least 1"
+        )
     run = Path(given["run"])
     folder = model_folder(run, given["which"])
     settings = saved_settings(run)
 
-    from llmexp import data, engine
+    from llmexp import data
+    from llmexp.engine import perplexity
     from llmexp.loss import probe_head
     from llmexp.model import load_folder, pick_device
     from llmexp.precision import Precision
@@ -39,7 +46,10 @@ def _evaluate() -> None:
     device = pick_device(given["device"])
     precision = Precision(name=given["precision"], tf32=False).choose(device)
     model, tokenizer = load_folder(folder, device)
-    probe_head(model)
+    full_logits_because = probe_head(model)
+    if full_logits_because:
+        tell(f"the loss takes full logits: {full_logits_because}")
+    precision.cast_weights(model)
     part = {key: value for key, value in settings["data"].items() if not key.startswith("_")}
     if given["data"] is not None:
         part |= {"path": given["data"], "validation_path": given["data"]}
@@ -52,16 +62,32 @@ def _evaluate() -> None:
         shuffle=False,
         pack=part["pack"] and data.can_pack(model)[0],
     )
-    plan = engine.Plan(micro_batch_size=given["micro_batch_size"])
-    found = engine.validate(model, batches, precision, plan)
+    found = _validate(model, batches, precision, rows=given["micro_batch_size"])
     result = {
         "model": str(folder),
+        "precision": precision.name,
         "examples": len(examples),
         "label_tokens": int(found.tokens.sum()),
         "eval/loss": found.loss,
-        "eval/perplexity": engine.perplexity(found.loss),
+        "eval/perplexity": perplexity(found.loss),
     }
     print(json.dumps(result, indent=2))
+
+
+def _validate(model: Any, batches: Any, precision: Any, *, rows: int) -> Any:
+    """Validate with at most `rows` rows per forward pass, fewer if memory runs out."""
+    from llmexp import engine
+
+    advice = "Other programs may hold memory of this device: close them, or try device=cpu."
+    plan = engine.Plan(micro_batch_size=rows, advice=advice)
+    return engine.validate(
+        model, batches, precision, plan, on_event=lambda event: tell(event.line())
+    )
+
+
+def tell(line: str) -> None:
+    """Say something beside the result, which alone is on stdout."""
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":
