@@ -10,7 +10,7 @@ import torch
 
 from llmexp import checkpoint, engine
 from llmexp.console import Console
-from llmexp.logger import RunInfo
+from llmexp.logger import RunInfo, titles
 from llmexp.model import parameter_count
 from llmexp.parts import Parts
 from llmexp.run import Run
@@ -38,11 +38,11 @@ def run_info(run: Run, parts: Parts, state: engine.State) -> RunInfo:
     """Return what a logger shows of a run."""
     return RunInfo(
         id=run.facts["run_id"],
-        name=run.folder.name,
+        name=titles.name_of(run.folder),
         dir=run.folder,
         metrics_file=run.folder / "metrics.jsonl",
         job_type="train" if run.trial.number is None else "trial",
-        group=run.trial.study,
+        group=run.trial.study or titles.group_of(run.folder),
         tags=(
             parts.name,
             run.settings["data"]["name"],

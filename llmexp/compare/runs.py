@@ -17,6 +17,7 @@ from llmexp.console.words import one_line
 from llmexp.doctor.curves import Curves, finite, highest, lowest, middle, number
 from llmexp.errors import RequestError
 from llmexp.logger.redact import redact
+from llmexp.logger.titles import group_of
 from llmexp.report import rows
 
 DEPTH = 3  # folders below one that is named: multirun/<date>/<time>/<n>
@@ -220,14 +221,14 @@ def stopped(folder: Path) -> str | None:
 
 
 def study_of(folder: Path) -> str | None:
-    """Return the study that a run is a trial of."""
+    """Return the study that a run is a trial of, or the multirun that it is a job of."""
     import yaml
 
     try:
         results = yaml.safe_load((folder.parent / "optimization_results.yaml").read_text())
         return str(results["study"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
+        return group_of(folder)
 
 
 def seconds_by_step(run: Run) -> dict[float, float]:
