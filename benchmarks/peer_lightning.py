@@ -87,7 +87,7 @@ def lightning(task: Task, examples: Examples, meter: Meter) -> None:
 def litgpt(task: Task, examples: Examples, meter: Meter) -> None:
     """Train LitGPT's model by a loop like that of its recipes: Fabric, its own cross-entropy.
 
-    It has no dropout. Compiled on a GPU, as its pretraining is.
+    It has no dropout. Full rows are compiled on a GPU, as in its pretraining.
     """
     import lightning as L
     from litgpt.utils import chunked_cross_entropy
@@ -105,7 +105,7 @@ def litgpt(task: Task, examples: Examples, meter: Meter) -> None:
     optimizer = torch.optim.AdamW(
         plain.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=is_gpu
     )
-    model = fabric.setup(torch.compile(plain) if is_gpu else plain)
+    model = fabric.setup(torch.compile(plain) if is_gpu and task.work.is_full else plain)
     optimizer = fabric.setup_optimizers(optimizer)
     meter.begin()
     for step, batch in enumerate(batches_of(examples.train, task.work.batch)):

@@ -141,12 +141,13 @@ def stream(task: Task, examples: Examples, meter: Meter) -> list[tuple[Tensor, T
         return [(part["input_ids"], shifted(part["labels"])) for part in found]
     tokens = torch.tensor([token for ids in examples.train for token in ids])
     count = (len(tokens) - 1) // work.length
-    cut = [slice(n * work.length, (n + 1) * work.length) for n in range(count)]
-    inputs = torch.stack([tokens[:-1][part] for part in cut]).to(device())
-    targets = torch.stack([tokens[1:][part] for part in cut]).to(device())
     batch = max(1, round(count / work.steps))
+    count -= count % batch  # all steps alike: another shape would be compiled anew
+    used = count * work.length
+    inputs = tokens[:used].view(count, -1).to(device())
+    targets = tokens[1 : used + 1].view(count, -1).to(device())
     batches = list(zip(inputs.split(batch), targets.split(batch), strict=True))
-    meter.share_evenly(len(batches))
+    meter.share_evenly(len(batches), used / len(tokens))
     return batches
 
 

@@ -24,9 +24,10 @@ class Meter:
         self._losses: list[Tensor] = []
         self._step, self._seconds, self._since = 0, 0.0, 0.0
 
-    def share_evenly(self, steps: int) -> None:
-        """Give each of `steps` steps as many tokens: where rows are not the examples."""
-        self.labels = [sum(self.labels) / steps] * steps
+    def share_evenly(self, steps: int, used: float = 1.0) -> None:
+        """Give each of `steps` steps as many tokens, where rows are not the examples; `used`: the
+        share of the examples that they hold."""
+        self.labels = [sum(self.labels) * used / steps] * steps
 
     def begin(self) -> None:
         """Start the clock of the steps."""

@@ -190,13 +190,12 @@ def lay_out(work: Work, folder: Path, text: str, tokenizer: Any) -> dict[str, An
     for name, lines in zip(("train", "validation"), texts(work, text), strict=True):
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     corpus = source(**request_of(work, folder)).tokenize(tokenizer, batch_size=work.batch)
-    needed = work.steps * work.batch
-    if len(corpus.train) < needed:
+    seed, order = next(orders(work, corpus.train), (0, None))
+    if order is None:
         raise SystemExit(
-            f"({work.key}) {work.steps} steps need {needed:,} examples, the text makes "
-            f"{len(corpus.train):,}: give a longer one by --text, or fewer --steps"
+            f"({work.key}) {work.steps} steps need {work.steps * work.batch:,} examples, the text "
+            f"makes {len(corpus.train):,}: give a longer one by --text, or fewer --steps"
         )
-    seed, order = next(orders(work, corpus.train))
     arrays = {}
     everything = np.arange(len(corpus.validation))
     for name, found, numbers in (
@@ -205,8 +204,7 @@ def lay_out(work: Work, folder: Path, text: str, tokenizer: Any) -> dict[str, An
     ):
         arrays[name], _, arrays[f"{name}_lengths"] = found.gather(numbers)
     np.savez(folder / "examples.npz", **arrays)
-    lengths = arrays["train_lengths"]
-    return {"seed": seed, "labels": int((lengths - 1).sum()), "lengths": lengths.tolist()}
+    return {"seed": seed, "lengths": arrays["train_lengths"].tolist()}
 
 
 def orders(work: Work, examples: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -216,6 +214,8 @@ def orders(work: Work, examples: Any) -> Iterator[tuple[int, np.ndarray]]:
     """
     from llmexp.data import Batches
 
+    if len(examples) < work.steps * work.batch:
+        return
     for seed in range(42, 1042):
         batches = Batches(examples, batch_size=work.batch, max_length=work.length - 1, seed=seed)
         order = np.concatenate([np.array(batches[step].indices) for step in range(work.steps)])

@@ -5,18 +5,26 @@
         [--smallest] [--here] [--output FILE.md]
 
 GPT-2 of 124 million fresh weights, the same for all, and the same examples in the same order. The
-peers get an environment of their own (benchmarks/.peers), and are told by name where that cannot
-be. Every run is a process of its own; rounds go A B C, C B A, ... and ratios are those of a round.
-Exit code 1 where one learned something else at dropout 0 on full rows, or llmexp failed.
+peers get an environment of their own (benchmarks/.peers); one that cannot be installed is named
+with the reason. Every run is a process of its own; rounds go A B C, C B A, ... and ratios are those
+of a round. On two cores everything takes days: name one work, or fewer steps.
 
-    real tokens/s   label tokens of the training steps, padding not counted, the first two steps
-                    left out; on a GPU llmexp's and everybody's clock waits for it at each row
+Short lines travel as each contestant likes it: padded to the full length (tutorial), to the longest
+of the batch (Trainer, Lightning, LitGPT), packed (TRL, llmexp), cut from one stream (nanoGPT).
+Those that pack take as many steps, with as many tokens in each. On a GPU nanoGPT, and
+LitGPT on full rows, are compiled, as by default they are; TRL's activation checkpointing is off.
+
+    real tokens/s   tokens that are predicted, those of an example the same for all, over the
+                    seconds of the training steps but the first two; no evaluation, no saving
     the limit       the matrix products of a step and nothing else, measured in every round
     peak memory     of the process; on a GPU torch.cuda.max_memory_allocated
-    first step, end seconds from the command until the first step is done, the model saved. All
-                    read tokens made before; llmexp also validates and saves before its first step
+    first step, end seconds from the command until the first step is done, and until the model is
+                    saved. All read tokens made before. llmexp also validates and saves before its
+                    first step, and saves what a resume needs at the end
     loss            of the last training steps on full rows; else on the validation examples
-    apart           at most, over the steps, from the loss of the tutorial loop
+    apart           from the loss of the tutorial loop, at most: over all steps on full rows
+
+Exit code 1 where one learned something else at dropout 0 on full rows, or llmexp failed.
 """
 
 import argparse
