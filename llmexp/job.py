@@ -15,6 +15,7 @@ from llmexp.announce import announce, plan_lines, run_info, tell_memory
 from llmexp.console import Console
 from llmexp.doctor.facts import facts
 from llmexp.errors import RequestError, RunError
+from llmexp.logger import gradients
 from llmexp.pace import Watched
 from llmexp.parts import Parts, build
 from llmexp.run import Run, Trial, write_request
@@ -100,6 +101,7 @@ def fit(parts: Parts, plan: engine.Plan, run: Run, state: engine.State) -> None:
     outcome = "crashed"
     try:
         run.pace.start(state, parts.model, parts.precision)
+        watch(parts, run, state)
         engine.fit(
             model=parts.model,
             batches=run.batches,
@@ -123,6 +125,18 @@ def fit(parts: Parts, plan: engine.Plan, run: Run, state: engine.State) -> None:
         for name, value in summary.items():
             run.trial.set(name, value)
         run.logger.finish(outcome, summary)
+
+
+def watch(parts: Parts, run: Run, state: engine.State) -> None:
+    """Show the gradients, if the logger is asked for them."""
+    if every := run.logger.gradients:
+        gradients.watch(
+            parts.model,
+            parts.optimizer,
+            every=every,
+            step=lambda: state.step + 1,
+            show=run.logger.histograms,
+        )
 
 
 def refuse_long_warmup(shape: Settings, steps: int) -> None:

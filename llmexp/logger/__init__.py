@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmexp.errors import RequestError
+
+Histogram = tuple[list[int], list[float]]  # N counts, N + 1 edges
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -28,7 +32,9 @@ class Logger:
     """The silent logger, and what every logger can do.
 
     All loggers take the same arguments: `logger=none` beside `logger.project=x` is no mistake.
-    `mode` is online, offline or disabled; `group` and `tags` add to what the run says of itself.
+    `mode` is online, offline or disabled; `group` and `tags` add to what the run says of itself;
+    `gradients` are shown at each so many optimizer steps, 0: never; `artifacts`: the best model is
+    uploaded at the end.
     Raises RequestError for what cannot be, as soon as it is made.
     """
 
@@ -40,9 +46,16 @@ class Logger:
         mode: str = "online",
         group: str | None = None,
         tags: Sequence[str] = (),
+        gradients: int = 0,
+        artifacts: bool = False,
     ) -> None:
+        if gradients < 0:
+            raise RequestError(
+                f"logger.gradients={gradients} cannot be: use the optimizer steps between two "
+                "histograms, or 0 for none"
+            )
         self.project, self.entity, self.mode, self.group = project, entity, mode, group
-        self.tags = tuple(tags)
+        self.tags, self.gradients, self.artifacts = tuple(tags), gradients, artifacts
         self.check()
 
     def check(self) -> None:
@@ -53,6 +66,9 @@ class Logger:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the numbers of one step; several calls for one step are one row."""
+
+    def histograms(self, step: int, found: Mapping[str, Histogram]) -> None:
+        """Show how the values of some tensors are spread."""
 
     def samples(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
         """Show generated texts: one mapping per text, with the same keys in each."""

@@ -4,11 +4,12 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from llmexp.errors import RequestError
-from llmexp.logger import Logger, RunInfo
+from llmexp.logger import Histogram, Logger, RunInfo
 from llmexp.logger.redact import redact
 from llmexp.logger.worker import Call, Worker, reason
 
@@ -48,6 +49,10 @@ class TensorBoard(Logger):
         row = dict(metrics)
         self._submit("metrics", lambda: self._write(step, row))
 
+    def histograms(self, step: int, found: Mapping[str, Histogram]) -> None:
+        """Show how the values of some tensors are spread."""
+        self._submit("histograms", lambda: self._spread(step, found))
+
     def samples(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
         """Show generated texts under the Text tab."""
         text = "\n\n".join("\n".join(f"    {line}" for line in _lines(row)) for row in rows)
@@ -82,6 +87,22 @@ class TensorBoard(Logger):
         self._last_step = max(self._last_step, step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def _spread(self, step: int, found: Mapping[str, Histogram]) -> None:
+        for name, (counts, edges) in found.items():
+            middles = [(low + high) / 2 for low, high in pairwise(edges)]
+            weighed = list(zip(counts, middles, strict=True))
+            self._writer.add_histogram_raw(
+                name,
+                min=edges[0],
+                max=edges[-1],
+                num=sum(counts),
+                sum=sum(count * value for count, value in weighed),
+                sum_squares=sum(count * value**2 for count, value in weighed),
+                bucket_limits=edges[1:],
+                bucket_counts=counts,
+                global_step=step,
+            )
 
     def _close(self, summary: str) -> None:
         if self._writer is not None:

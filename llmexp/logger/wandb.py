@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmexp.errors import RequestError
-from llmexp.logger import Logger, RunInfo, pages
+from llmexp.logger import Histogram, Logger, RunInfo, pages
 from llmexp.logger.fragments import supersede, sync_command, was_refused
 from llmexp.logger.history import STEP, numbers, rows_by_step
 from llmexp.logger.program import shielded
@@ -35,6 +35,7 @@ class Wandb(Logger):
     """One W&B run: online when a key is there and the server answers, else offline."""
 
     _worker: Worker | None = None
+    _folder = Path()
     _wandb: Any = None
     _run: Any = None
     _last_step = 0
@@ -63,6 +64,7 @@ class Wandb(Logger):
         except Exception as error:
             log.warning(f"W&B: off, wandb cannot be imported ({reason(error)})")
             return
+        self._folder = info.dir
         self._worker = Worker("W&B", vital=("start", "metrics"))
         self._worker.submit("start", lambda: self._open(info))
         if info.resumed_from_step is not None:
@@ -73,6 +75,10 @@ class Wandb(Logger):
         """Show the numbers of one step; several calls for one step are one row."""
         row = dict(metrics)
         self._submit("metrics", lambda: self._write(step, row))
+
+    def histograms(self, step: int, found: Mapping[str, Histogram]) -> None:
+        """Show how the values of some tensors are spread."""
+        self._submit("histograms", lambda: self._write(step, self._spreads(found)))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
         """Show generated texts as HTML, which survives an offline sync; wandb.Table does not."""
@@ -85,17 +91,24 @@ class Wandb(Logger):
 
     def finish(self, state: str, summary: Mapping[str, object]) -> None:
         """Close the run, within a bounded time whatever the server does."""
+        if self.artifacts and (self._folder / "best").is_dir():
+            self._submit("the best model", lambda: self._upload(self._folder / "best"))
         worker, self._worker = self._worker, None
         if worker is None:
             return
         worker.close(lambda: self._close(state, summary))
         if worker.join(5):
             return
-        log.info(f"W&B: closing its run, for {FINISH_SECONDS} s at most")
-        if not worker.join(INIT_SECONDS + FINISH_SECONDS):
+        log.info(f"W&B: closing its run, for {self._patience} s at most")
+        if not worker.join(INIT_SECONDS + self._patience):
             log.warning("W&B: its process does not answer and is ended")
             self._kill()
             worker.join(5)
+
+    @property
+    def _patience(self) -> int:
+        """Seconds for the last of the uploads; a model is large."""
+        return FINISH_SECONDS * (10 if self.artifacts else 1)
 
     def _submit(self, feature: str, call: Call) -> None:
         if self._worker is not None:
@@ -165,7 +178,7 @@ class Wandb(Logger):
             save_code=False,
             disable_code=True,
             init_timeout=INIT_SECONDS,
-            finish_timeout=FINISH_SECONDS,
+            finish_timeout=self._patience,
             finish_timeout_raises=True,
         )
         # what a killed run loses, 15 s by default; the name is not public, so it may go
@@ -205,6 +218,9 @@ class Wandb(Logger):
             return self._wandb.Image(str(path))
         return self._html(pages.text(path.read_text(encoding="utf-8")))
 
+    def _spreads(self, found: Mapping[str, Histogram]) -> dict[str, Any]:
+        return {name: self._wandb.Histogram(np_histogram=held) for name, held in found.items()}
+
     def _html(self, page: str) -> Any:
         return self._wandb.Html(page, inject=False)  # inject: links a style sheet of wandb.ai
 
@@ -222,7 +238,7 @@ class Wandb(Logger):
             self._tell_end(state, summary)
             self._run.finish(exit_code=_EXIT_CODES.get(state, 1))
         except TimeoutError:
-            trouble = f"the upload did not end in {FINISH_SECONDS} s"
+            trouble = f"the upload did not end in {self._patience} s"
         except Exception as error:
             trouble = f"closing its run failed ({reason(error)})"
         else:
@@ -238,6 +254,12 @@ class Wandb(Logger):
         if state in ("pruned", "stopped") or trial.get("number") is not None:
             self._run.tags = (*(self._run.tags or ()), state)
         self._run.summary.update(redact({"state": state, **summary}))
+
+    def _upload(self, model: Path) -> None:
+        artifact = self._wandb.Artifact(f"best-{self._run.id}", type="model")
+        # read where it lies, without a copy in wandb's own folder
+        artifact.add_dir(str(model), policy="immutable", skip_cache=True)
+        self._run.log_artifact(artifact)
 
     def _abandon(self) -> None:
         # a half-open run would keep its id, and its process tries to reach the server for minutes

@@ -271,3 +271,44 @@ def _wait_for(is_so: Callable[[], bool]) -> None:
     while not is_so() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert is_so()
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_the_best_model_is_uploaded_if_asked_for(
+    tmp_path: Path, server: WandbServer, is_asked: bool
+) -> None:
+    info = run_info(tmp_path / "run")
+    (info.dir / "best").mkdir()
+    (info.dir / "best/model.safetensors").write_bytes(b"weights")
+    train(Wandb(artifacts=is_asked), info, range(1, 4))
+    assert len(server.artifacts) == is_asked
+    for made in server.artifacts.values():
+        assert made.about["artifactTypeName"] == "model"
+        assert made.is_committed
+        assert made.files["model.safetensors"] == b"weights"
+
+
+def test_an_upload_that_fails_is_told_of_and_the_run_ends_well(
+    tmp_path: Path, server: WandbServer, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, info = Wandb(artifacts=True), run_info(tmp_path / "run")
+    (info.dir / "best").mkdir()
+    logger.start(info)
+    _wait_for(lambda: bool(said()))
+    monkeypatch.setattr(logger._wandb, "Artifact", None)
+    logger.finish("finished", {})
+    assert "W&B: the best model failed" in said()[-1]
+    assert server.runs["run00001"].exit_code == 0
+
+
+def test_a_model_that_was_kept_offline_is_synced_from_where_it_lies(
+    tmp_path: Path, server: WandbServer, said: Said
+) -> None:
+    info = run_info(tmp_path / "run")
+    (info.dir / "best").mkdir()
+    (info.dir / "best/model.safetensors").write_bytes(b"weights")
+    train(Wandb(mode="offline", artifacts=True), info, range(1, 4))
+    sync(said()[-1])
+    [made] = server.artifacts.values()
+    assert made.is_committed
+    assert made.files["model.safetensors"] == b"weights"

@@ -41,11 +41,21 @@ class Run:
         return [row[name] for row in self.history if name in row]
 
 
+@dataclass
+class Artifact:
+    """One artifact as the server sees it."""
+
+    about: Json
+    files: dict[str, bytes] = field(default_factory=dict)
+    is_committed: bool = False
+
+
 class WandbServer:
     """The server, on a thread of this process."""
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.artifacts: dict[str, Artifact] = {}
         self.received: list[bytes] = []
         self.unknown: list[str] = []
         self.fault: int | bytes | str | None = None
@@ -175,11 +185,48 @@ def _create_files(server: WandbServer, variables: Json) -> Json:
     return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
 
 
+def _create_artifact(server: WandbServer, variables: Json) -> Json:
+    id = f"artifact-{len(server.artifacts)}"
+    server.artifacts[id] = Artifact(variables["input"])
+    about = {"id": id, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+    return {"createArtifact": {"artifact": about}}
+
+
+def _create_manifest(server: WandbServer, variables: Json) -> Json:
+    url = f"{server.url}/storage/{variables['artifactID']}/{variables['name']}"
+    file = {"id": "f", "uploadUrl": url, "uploadHeaders": []}
+    return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+
+
+def _create_artifact_files(server: WandbServer, variables: Json) -> Json:
+    nodes = [
+        {
+            "storagePath": f"p/{file['name']}",
+            "uploadUrl": f"{server.url}/storage/{file['artifactID']}/{file['name']}",
+            "uploadHeaders": [],
+            "uploadMultipartUrls": None,
+            "artifact": {"id": file["artifactID"]},
+        }
+        for file in variables["input"]["artifactFiles"]
+    ]
+    return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+
+
+def _commit_artifact(server: WandbServer, variables: Json) -> Json:
+    server.artifacts[variables["artifactID"]].is_committed = True
+    return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
+
+
 _ANSWERS: dict[str, Callable[[WandbServer, Json], Json]] = {
     "Viewer": _viewer,
     "UpsertBucket": _upsert,
     "RunResumeStatus": _resume,
     "CreateRunFiles": _create_files,
+    "ArtifactType": lambda server, variables: {"project": {"artifact": None}},
+    "CreateArtifact": _create_artifact,
+    "CreateArtifactManifest": _create_manifest,
+    "CreateArtifactFiles": _create_artifact_files,
+    "CommitArtifact": _commit_artifact,
     "ServerFeaturesQuery": lambda server, variables: {"serverInfo": {"features": []}},
     "RunStoppedStatus": lambda server, variables: {"project": {"run": {"stopped": False}}},
     "OrganizationCoreWeaveOrganizationID": lambda server, variables: {
@@ -215,7 +262,8 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
             if self._is_ill():
                 return
             _, _, run, name = self.path.split("/", 3)
-            server.runs[run].files[name] = body
+            owner = server.runs[run] if run in server.runs else server.artifacts[run]
+            owner.files[name] = body
             self._answer(200, b"{}")
 
         def do_GET(self) -> None:
