@@ -25,6 +25,12 @@ def _plan() -> None:
     if "--help" in given or "-h" in given:
         print(__doc__)
         return
+    flags = [argument for argument in given if argument.startswith("-")]
+    if flags and given != ["--presets"]:
+        raise RequestError(
+            f"{flags[0]} does not hold here: a plan is of one run, so give key=value as to "
+            "llmexp.train, without flags; or --presets alone, for all shipped models and presets"
+        )
     if given == ["--presets"]:
         from llmexp.memory import ship
 

@@ -69,8 +69,22 @@ def _find(request: Request) -> bool:
             result = json.loads(_cached(request).read_text())
         except (OSError, ValueError):
             return False
+        if not _is_whole(result, request):
+            return False
     seen[request.key] = result
     return True
+
+
+def _is_whole(result: object, request: Request) -> bool:
+    """Tell whether these are the numbers of a traced step: a cache may hold anything."""
+    if not isinstance(result, dict):
+        return False
+    full = request.setting.layers is None
+    tables = [result.get(name) for name in ("peaks", *(["parts"] if full else []))]
+    sizes = [result.get(name) for name in ("allocated", "reserved", "min_cap") if full]
+    for table in tables:
+        sizes += table.values() if isinstance(table, dict) and table else [None]
+    return all(isinstance(size, int) for size in sizes)
 
 
 def trace(requests: Sequence[Request]) -> list[Result]:

@@ -105,6 +105,13 @@ def _cards(case: Case) -> Iterator[tuple[str, str]]:
             yield f"hw={name}", "a larger card"
 
 
+def _replaced(override: str, key: str) -> bool:
+    """Tell whether a change of `key` takes an override's place: that of a part brings its own
+    values, and takes no others; what the card shows stays."""
+    name = override.partition("=")[0]
+    return name == key or (name.startswith(f"{key}.") and name != "hw.display")
+
+
 def _command(case: Case, overrides: Sequence[str], change: str, remark: str) -> str:
     settings = case.settings
     given = list(overrides) or [
@@ -112,5 +119,5 @@ def _command(case: Case, overrides: Sequence[str], change: str, remark: str) -> 
         f"hw={settings['hw']['name']}",
     ]
     key = change.partition("=")[0]
-    kept = [override for override in given if override.lstrip("+").partition("=")[0] != key]
+    kept = [override for override in given if not _replaced(override.lstrip("+"), key)]
     return f"python -m llmexp.train {shlex.join([*kept, change])}   # {remark}"

@@ -62,6 +62,7 @@ def plan(
     budget = _budget(settings["hw"], device)
     allowed = tuple(settings["train"]["allow"]) if taken is None else ()
     config = {} if budget is None else _config(settings["model"])
+    _refuse_long_rows(settings, {**(settings["model"]["architecture"] or {}), **config})
     case = Case(settings, config, _precisions(settings, device), allowed)
     case = rungs.taking(case, taken or ())
     if budget is None:
@@ -92,9 +93,12 @@ def _budget(hw: Settings, device: torch.device | None) -> Budget | None:
     """Return what the allocator may take, or None for the CPU."""
     if hw["device"] == "cpu":
         return None
+    found = budgets.preset(hw)
     if device is not None and device.type == "cuda":
-        return budgets.on_card(hw, device)
-    return budgets.preset(hw)
+        found = budgets.on_card(hw, device)
+    if found is not None and found.bytes <= 0:
+        raise RequestError(f"{found.reason}: that leaves {found.gib:.2f} GiB to train in")
+    return found
 
 
 def _config(model: Settings) -> dict[str, Any]:
@@ -105,6 +109,17 @@ def _config(model: Settings) -> dict[str, Any]:
 
     found: dict[str, Any] = config.call(model).config().to_dict()
     return found
+
+
+def _refuse_long_rows(settings: Settings, config: Settings) -> None:
+    """Refuse what a run would refuse: rows longer than the model has positions for."""
+    known = (config.get(name) for name in ("max_position_embeddings", "n_positions"))
+    positions, length = next(filter(None, known), math.inf), settings["data"]["max_length"]
+    if length > positions:
+        raise RequestError(
+            f"data.max_length={length} is more than the {positions} positions of "
+            f"{settings['model']['name']}: use data.max_length={positions}"
+        )
 
 
 def _precisions(settings: Settings, device: torch.device | None) -> tuple[str, ...]:
@@ -128,12 +143,16 @@ def _lines(budget: Budget, fit: Fit) -> list[str]:
     case = fit.case
     name = case.settings["model"]["name"]
     passes = math.ceil(case.batch_size / fit.rows)
+    full, rest = divmod(case.batch_size, fit.rows)
+    cut = f"{full} x {fit.rows}" + (f" + {rest}" if rest else "")
+    others = ", ".join(name for name in case.precisions if name != fit.prediction.precision)
     rung = "with activation checkpointing" if fit.checkpointing else "no activation checkpointing"
     return [
-        f"memory  {name} on {budget.gib:.2f} GiB ({budget.reason}), {fit.prediction.precision}",
+        f"memory  {name} on {budget.gib:.2f} GiB ({budget.reason}), {fit.prediction.precision}"
+        + (f" (the card decides; {others} takes no more)" if others else ""),
         *fit.prediction.table(budget),
-        f"fits    {rung}, micro-batch {fit.rows} x accumulation {passes} = {case.batch_size} "
-        f"examples per step, rows of {case.length} tokens"
+        f"fits    {rung}, micro-batch {fit.rows}, accumulation {passes}: {cut} = "
+        f"{case.batch_size} examples per step, rows of {case.length} tokens"
         + (" (packed: fewer rows, fewer passes)" if case.settings["data"]["pack"] else ""),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import time
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hydra._internal.utils import get_args_parser
 
+from llmexp import request
 from llmexp.errors import RequestError
 from llmexp.memory import budget as budgets
 from llmexp.memory import measure, planner, ship
 from llmexp.memory.budget import REPORTED
 from llmexp.memory.nearest import FAMILY
-from llmexp.plan import composed
+from llmexp.plan import _plan, composed
 
 pytestmark = pytest.mark.skipif(
     not measure.SHIPPED.is_file(),
@@ -133,6 +137,65 @@ def test_what_is_asked_for_and_does_not_fit_is_refused_not_changed() -> None:
     assert any("train.micro_batch_size=auto" in command for command in commands(refusal))
     refusal = refused(f"model={other}", f"hw={another}", *also)
     assert any("train.activation_checkpointing=auto" in c for c in commands(refusal))
+
+
+@pytest.mark.parametrize(
+    "insisted", ["optimizer.betas=[0.8,0.9]", "model.name=mine", "hw.budget_gib=10.6"]
+)
+def test_the_commands_of_a_refusal_hold_whatever_was_asked_for(insisted: str) -> None:
+    nearest = commands(refused("model=gpt2-large", "hw=12gb", insisted))
+    assert len(nearest) >= 3
+    for overrides in nearest:
+        request.check(overrides, get_args_parser().parse_args(overrides))
+        assert fits(planner.plan(settings(*overrides)))
+
+
+def test_without_a_gpu_the_cpu_trains_with_the_plan_and_it_is_said() -> None:
+    wanted = settings("model=gpt2-medium", "hw=12gb")
+    alone, here = planner.plan(wanted), planner.plan(wanted, device=torch.device("cpu"))
+    assert here.lines[:-1] == alone.lines
+    assert "no CUDA device here: the CPU trains, with the plan of 12gb" in here.lines[-1]
+    assert here.micro_batch_size == alone.micro_batch_size
+    assert here.activation_checkpointing == alone.activation_checkpointing
+
+
+def test_the_last_line_is_arithmetic_that_holds() -> None:
+    for hw in ("12gb", "24gb", "80gb"):
+        plan = planner.plan(settings("model=gpt2-medium", f"hw={hw}"))
+        line = next(line for line in plan.lines if line.startswith("fits"))
+        sum_of, total = line.split(": ")[1].split(" examples")[0].split(" = ")
+        pieces = [piece.split(" x ") for piece in sum_of.split(" + ")]
+        sizes = [math.prod(map(int, piece)) for piece in pieces]
+        assert sum(sizes) == int(total) == 16
+        assert sum(int(piece[0]) if piece[1:] else 1 for piece in pieces) == plan.accumulation
+
+
+def test_one_format_is_named_and_what_else_the_card_may_take() -> None:
+    (first, *_) = planner.plan(settings("model=gpt2-medium", "hw=12gb")).lines
+    assert first.endswith(("bf16 (the card decides; fp16 takes no more)", "; bf16 takes no more)"))
+    (first, *_) = planner.plan(settings("model=gpt2-medium", "hw=12gb", "precision=fp16")).lines
+    assert first.endswith(", fp16")
+
+
+@pytest.mark.parametrize("hw", ["12gb", "cpu"])
+def test_rows_longer_than_the_model_has_positions_are_refused(hw: str) -> None:
+    assert "data.max_length=513 is more than the 512 positions of gpt2-nano" in refused(
+        f"hw={hw}", "data.max_length=513"
+    )
+
+
+@pytest.mark.parametrize("left", ["1e-12", "0.75", "0.3"])
+def test_a_budget_of_nothing_is_refused(left: str) -> None:
+    assert "GiB to train in" in refused("hw=6gb", f"hw.budget_gib={left}", "hw.display=true")
+
+
+@pytest.mark.parametrize("line", [["-m", "train.batch_size=2,4"], ["--presets", "hw=6gb"]])
+def test_a_plan_takes_no_flags_beside_its_own(
+    line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", *line])
+    with pytest.raises(RequestError, match=f"{line[0]} does not hold here"):
+        _plan()
 
 
 def test_a_display_takes_its_share() -> None:
