@@ -173,8 +173,9 @@ def _sweep(
             logits.mul_(head.scale)
         if head.softcap is not None:
             logits.div_(head.softcap).tanh_().mul_(head.softcap)
-        capped = any(wanted) and head.softcap is not None
-        slope = 1 - (logits / head.softcap).square() if capped else None
+        slope = None
+        if any(wanted) and head.softcap is not None:
+            slope = 1 - (logits / head.softcap).square()
         # log-softmax in place: a second [CHUNK, V] would be the largest tensor of small models
         logits.sub_(logits.amax(1, keepdim=True))
         label = logits.gather(1, t)
