@@ -115,17 +115,21 @@ def watch(
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        while True:
-            number, status, usage = os.wait4(child.pid, os.WNOHANG)
-            seconds = time.time() - started
-            if first is None and has_begun():
-                first = seconds
-            if number:
-                break
-            if seconds > LONGEST:
+        try:
+            while child.returncode is None:
+                number, status, usage = os.wait4(child.pid, os.WNOHANG)
+                seconds = time.time() - started
+                if first is None and has_begun():
+                    first = seconds
+                if number:
+                    child.returncode = os.waitstatus_to_exitcode(status)
+                elif seconds > LONGEST:
+                    child.kill()
+                time.sleep(LOOK)
+        finally:
+            if child.returncode is None:  # this process was told to stop
                 child.kill()
-            time.sleep(LOOK)
-    child.returncode = os.waitstatus_to_exitcode(status)
+                child.wait()
     unit = 1 if sys.platform == "darwin" else 1024
     return Ended(child.returncode, started, first, seconds, usage.ru_maxrss * unit / 2**30)
 

@@ -16,7 +16,8 @@ LitGPT on full rows, are compiled, as by default they are; TRL's activation chec
 
     real tokens/s   tokens that are predicted, those of an example the same for all, over the
                     seconds of the training steps but the first two; no evaluation, no saving
-    the limit       the matrix products of a step and nothing else, measured in every round
+    the limit       the matrix products of a step and nothing else, measured in every round; the
+                    fastest counts, as other work on the machine can only make them slower
     peak memory     of the process; on a GPU torch.cuda.max_memory_allocated
     first step, end seconds from the command until the first step is done, and until the model is
                     saved. All read tokens made before. llmexp also validates and saves before its
@@ -32,6 +33,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,6 +56,7 @@ WITHOUT_DROPOUT = "litgpt"
 def main() -> int:
     """Run the contests that are asked for, print their tables; return the exit code."""
     given = asked()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no run and no folder behind
     environment = peer_environment.here() if given.here else peer_environment.own()
     peers = given.peers.split(",")
     with tempfile.TemporaryDirectory(prefix="llmexp-peers-", dir=given.folder) as name:
