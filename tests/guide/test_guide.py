@@ -24,6 +24,10 @@ CODE = [
     for block in re.findall(r"```python\n(.*?)```", GUIDE, re.S)
     for line in block.strip().splitlines()
 ]
+IDEAS = (
+    *("Forward", "Loss", "Backward", "Accumulation", "Mixed precision", "Clipping", "Step"),
+    *("Schedule", "Epoch", "Validation", "Overfitting", "Checkpoint"),
+)
 
 
 @pytest.mark.parametrize("line", CODE)
@@ -32,10 +36,18 @@ def test_a_quoted_line_is_in_the_engine(line: str) -> None:
     assert line in [known.strip() for known in source]
 
 
-def test_the_guide_names_every_idea() -> None:
-    ideas = "forward loss backward step accumulation precision clipping schedule epoch validation"
-    for idea in (*ideas.split(), "overfit", "checkpoint", "NaN", "memory", "slow", "poor text"):
-        assert idea.lower() in GUIDE.lower(), idea
+@pytest.mark.parametrize("idea", IDEAS)
+def test_an_idea_has_an_everyday_picture_its_lines_and_its_option(idea: str) -> None:
+    [told] = re.findall(rf"^\*\*{idea}\.\*\* (.*?)(?=^\*\*|^## )", GUIDE, re.M | re.S)
+    assert "Like " in told
+    assert "```python\n" in told
+    assert re.search(r"`[a-z_]+(\.[a-z_]+|=)", told)
+
+
+def test_the_guide_says_what_to_do_when_something_goes_wrong() -> None:
+    for trouble in ("Out of memory", "NaN", "Slow", "Poor text"):
+        [told] = re.findall(rf"^\*\*{trouble}.*?\*\* (.*?)(?=^\*\*|^## |^If )", GUIDE, re.M | re.S)
+        assert "```bash\n" in told, trouble
     assert "docs/guide.md" in (ROOT / "README.md").read_text()
 
 
