@@ -12,6 +12,7 @@ a checkpoint and sampling, rows of full length, fresh weights (the numbers do no
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -24,13 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 GIB = 2**30
 
-CASES = (  # model, preset, examples per step
-    ("gpt2", "6gb", 16),
-    ("gpt2", "8gb", 16),
-    ("gpt2-medium", "8gb", 16),
-    ("gpt2-medium", "12gb", 8),
-    ("gpt2-medium", "12gb", 16),
-    ("gpt2-large", "24gb", 16),
+CASES = (  # model, preset, examples per step, what may change the numbers
+    ("gpt2", "6gb", 16, ""),
+    ("gpt2", "8gb", 16, ""),
+    ("gpt2-medium", "8gb", 16, ""),
+    ("gpt2-medium", "12gb", 8, ""),
+    ("gpt2-medium", "12gb", 16, ""),
+    ("gpt2-large", "24gb", 16, ""),
+    ("gpt2-medium", "6gb", 16, "adamw8bit"),
+    ("gpt2-large", "8gb", 16, "adamw8bit,bf16_parameters"),
 )
 GUIDE = (  # layers, width, heads, rows, GiB: the guide's rows for 12 and 24 GB
     (24, 1024, 16, 8, 10.6),
@@ -51,12 +54,16 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
     print(f"{free:.1f} GiB free, torch {torch.__version__}, CUDA {torch.version.cuda}")
     good = True
-    for model, hw, batch_size in CASES:
-        plan = planned(model, hw, batch_size, precision="bf16" if major >= 8 else "fp16")
+    precision = "bf16" if major >= 8 else "fp16"
+    for model, hw, batch_size, allow in CASES:
+        if lacking := missing(allow, precision):
+            print(f"{model} {hw} train.allow=[{allow}]: left out, {lacking}")
+            continue
+        plan = planned(model, hw, batch_size, allow=allow, precision=precision)
         if plan["budget_gib"] > free:
             print(f"{model} {hw}: this card has not that much free")
             continue
-        good &= judge(f"{model} {hw} {plan['passes']} x {plan['rows']}", plan)
+        good &= judge(f"{model} {hw} {plan['passes']} x {plan['rows']} {allow}".rstrip(), plan)
     for layers, width, heads, rows, gib in GUIDE:
         if gib <= free:
             shape = {"layers": layers, "width": width, "heads": heads, "rows": rows}
@@ -66,21 +73,32 @@ def main() -> int:
     return 0 if good else 1
 
 
-def planned(model: str, hw: str, batch_size: int, *, precision: str) -> dict[str, Any]:
+def missing(allow: str, precision: str) -> str | None:
+    """Say what a case would need that is not here."""
+    if "bf16_parameters" in allow and precision != "bf16":
+        return "this card has no bf16"
+    if "adamw8bit" in allow and importlib.util.find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed: pip install 'llmexp[8bit]'"
+    return None
+
+
+def planned(model: str, hw: str, batch_size: int, *, allow: str, precision: str) -> dict[str, Any]:
     """Return the plan of a case as plain values."""
     from dataclasses import asdict
 
     from llmexp.memory import planner, setting
     from llmexp.plan import composed
 
-    settings = composed(
-        [f"model={model}", f"hw={hw}", f"train.batch_size={batch_size}", f"precision={precision}"]
-    )
-    plan = planner.plan(settings)
+    case = [f"model={model}", f"hw={hw}", f"train.batch_size={batch_size}"]
+    plan = planner.plan(composed([*case, f"precision={precision}", f"train.allow=[{allow}]"]))
+    settings = plan.settings
     assert plan.prediction is not None and plan.budget is not None
     config = setting.gpt2_config(settings["model"]["architecture"], settings["model"]["dropout"])
     wanted = setting.make(
-        settings, config, precision=precision, checkpointing=plan.activation_checkpointing
+        settings,
+        config,
+        precision=plan.prediction.precision,
+        checkpointing=plan.activation_checkpointing,
     )
     return {
         "setting": asdict(wanted),
@@ -130,7 +148,7 @@ def train(case: Mapping[str, Any], device: Any) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llmexp import model, precision
+    from llmexp import model, optimizer, precision
     from llmexp.memory import budget
     from llmexp.memory.setting import Setting
     from llmexp.memory.trace import stand_in, step
@@ -144,11 +162,14 @@ def train(case: Mapping[str, Any], device: Any) -> dict[str, Any]:
             step.build_config(setting), attn_implementation="sdpa", dtype=torch.float32
         )
     model.fuse_gelu(trained)
-    optimizer = stand_in.build_optimizer(trained, setting)
+    precision.Precision(name=setting.precision, tf32=False).cast_weights(trained)
+    built = stand_in.build_optimizer(trained, setting)
+    if setting.optimizer["_target_"] == stand_in.EIGHT_BIT:  # here the library itself
+        built = optimizer.build(trained, optimizer.adamw8bit)
     batches = stand_in.Batches(case["rows"], setting, case["passes"])
-    plan = stand_in.fit(trained, batches, optimizer, device=device, steps=case.get("steps", 20))
+    plan = stand_in.fit(trained, batches, built, device=device, steps=case.get("steps", 20))
     stats = torch.cuda.memory_stats() if on_gpu else {}
-    save_and_sample(trained, optimizer, device, chosen=precision.Precision(name="fp32", tf32=False))
+    save_and_sample(trained, built, device, chosen=precision.Precision(name="fp32", tf32=False))
     return {
         "allocated": stats.get("allocated_bytes.all.peak", 0),
         "reserved": stats.get("reserved_bytes.all.peak", 0),
