@@ -1,5 +1,6 @@
 """The doctor: says in words how a run goes, from the rows it has written and nothing else.
 
+* rows      of a run under way, thinned
 * curves    the rows as arrays
 * learning, steps, machine    the rules: each looks at the curves and returns a finding, or None
 * words     a line per validation
@@ -15,6 +16,7 @@ import numpy as np
 from llmexp.doctor import learning, machine, steps
 from llmexp.doctor.curves import About, Curves, Row, curves
 from llmexp.doctor.findings import Cause, Finding
+from llmexp.doctor.rows import Rows
 from llmexp.doctor.words import best_before, lines, summary, verdict, when
 
 RULES: tuple[Callable[[Curves, About], Finding | None], ...] = (
@@ -47,8 +49,7 @@ class Doctor:
 
     def __init__(self, about: About) -> None:
         self.about = about
-        self._metrics: list[Row] = []
-        self._timing: list[Row] = []
+        self._metrics, self._timing = Rows(), Rows()
         self.told: list[str] = []  # names of what was found so far
 
     def see(self, metrics: Row, timing: Row | None = None) -> list[Finding]:
@@ -56,7 +57,7 @@ class Doctor:
         self._metrics.append(metrics)
         if timing is not None:
             self._timing.append(timing)
-        count = len(self._metrics)
+        count = self._metrics.count
         doubled = count >= FIRST_LOOK and count & (count - 1) == 0
         if not doubled and "eval/loss" not in metrics:
             return []
