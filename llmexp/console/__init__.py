@@ -87,9 +87,12 @@ class Console:
         best_step: int | None = None,
         prompt: str = "Machine learning is",
     ) -> None:
-        """Say how the run ended, where everything is, and what to type to hear the model."""
+        """Say how the run ended, where everything is, and what to type to hear the model.
+
+        `seconds` are those of the training steps: validations, samples and saves come on top.
+        """
         self._display.close()
-        headline = f"{state.capitalize()} after {duration(seconds)}"
+        headline = f"{state.capitalize()} after {duration(seconds)} of training"
         if best is not None:
             headline += f": best validation loss {number(best)}"
             headline += f" (perplexity {number(perplexity(best))})"

@@ -103,7 +103,8 @@ def test_a_pipe_gets_plain_lines(folder: Path) -> None:
     )
     assert "Epoch 2/2  step 200  val 2.500 (perplexity 12.18)  best stays 2.003" in lines
     assert lines[-6:] == [
-        "Finished after 1 min 15 s: best validation loss 2.003 (perplexity 7.411) at step 200",
+        "Finished after 1 min 15 s of training: best validation loss 2.003 (perplexity 7.411) at "
+        "step 200",
         "  everything    run",
         "  best model    run/best",
         "  report        run/report.md",
