@@ -157,6 +157,27 @@ def test_a_retry_inside_the_except_block_dies_where_ours_lives(training: Trainin
     assert survive(training, Plan())[-1][0] >= 1
 
 
+def test_an_error_that_somebody_keeps_holds_no_memory(training: Training) -> None:
+    """As a debugger does, a logger, or an `except` block further out."""
+    full = training.peak(lambda: training.step(ROWS))
+    training.recorder.cap = training.at_rest + (full - training.at_rest) // 2
+    kept, live = list[BaseException](), list[int]()
+    for attempt in oom.attempts(training.model, Plan(), 0):
+        live.append(training.recorder.live)
+        with attempt:
+            if not kept:
+                keeping(kept, training)
+    assert len(kept) == 1 and live == [training.at_rest] * 2
+
+
+def keeping(kept: list[BaseException], training: Training) -> None:
+    try:
+        training.accumulate(ROWS)
+    except torch.OutOfMemoryError as error:
+        kept.append(error)
+        raise
+
+
 def test_micro_batch_one_that_does_not_fit_ends_the_run(training: Training) -> None:
     training.recorder.cap = training.at_rest + 1024
     with pytest.raises(RunError, match="micro-batch 1"):
