@@ -76,10 +76,8 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
     precision.cast_weights(model)
     remarks = [f"the loss takes full logits: {full_logits_because}"] if full_logits_because else []
     remarks += [] if packs else [f"one example per row, unpacked: {unpacked_because}"]
-    batches, validation = (
-        batches_of(examples, settings, shuffle=examples is corpus.train, packs=packs)
-        for examples in (corpus.train, corpus.validation)
-    )
+    pack = settings["data"]["pack"] and packs
+    batches, validation = sides(corpus, settings, rows=fits.micro_batch_size, pack=pack)
     return Parts(
         name=blueprint.name,
         device=device,
@@ -93,7 +91,7 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
         schedule=config.call(settings["schedule"]),
         fits=fits,
         logger=logger,
-        packs=settings["data"]["pack"] and packs,
+        packs=pack,
         remarks=remarks,
     )
 
@@ -120,17 +118,28 @@ def suit(model: Any, fits: planner.Plan, device: torch.device) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def batches_of(
-    examples: data.Examples, settings: Settings, *, shuffle: bool, packs: bool
-) -> data.Batches:
-    """Return the batches of one side; packed only if the model keeps examples apart."""
-    return data.Batches(
-        examples,
-        batch_size=settings["train"]["batch_size"],
-        max_length=settings["data"]["max_length"],
-        seed=settings["seed"],
-        shuffle=shuffle,
-        pack=settings["data"]["pack"] and packs,
+def sides(
+    corpus: data.Corpus, settings: Settings, *, rows: int, pack: bool
+) -> tuple[data.Batches, data.Batches]:
+    """Return the batches to train on, and those to validate on: as large as `rows` rows hold."""
+    length, seed = settings["data"]["max_length"], settings["seed"]
+    room = data.examples_per_pass(corpus.validation, rows=rows, max_length=length, pack=pack)
+    return (
+        data.Batches(
+            corpus.train,
+            batch_size=settings["train"]["batch_size"],
+            max_length=length,
+            seed=seed,
+            pack=pack,
+        ),
+        data.Batches(
+            corpus.validation,
+            batch_size=room,
+            max_length=length,
+            seed=seed,
+            shuffle=False,
+            pack=pack,
+        ),
     )
 
 

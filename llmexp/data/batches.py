@@ -26,6 +26,7 @@ Ints = npt.NDArray[np.int64]
 
 IGNORE = -100  # the target of a position that is not a label
 PAGE = 4096  # positions of the order that are computed at once
+FULL = 15 / 16  # of a pass: examples do not fill every row, and one row too many is another pass
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,17 @@ class Batch:
             segments=filled(np.repeat(self._numbers[items], lengths), -1),
             labels=(targets.flatten() != IGNORE).nonzero().flatten(),
         )
+
+
+def examples_per_pass(examples: Examples, *, rows: int, max_length: int, pack: bool) -> int:
+    """Return how many examples about fill one forward pass of `rows` rows of max_length tokens.
+
+    What is only measured needs no fixed number of examples: then no pass goes half empty.
+    """
+    if not pack:
+        return rows
+    lengths = examples.lengths(np.arange(min(len(examples), PAGE))) - 1
+    return max(rows, int(FULL * rows * max_length / float(lengths.mean())))
 
 
 class Batches:

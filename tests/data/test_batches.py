@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llmexp.data import Batches, Corpus, Examples, MicroBatch
+from llmexp.data import Batches, Corpus, Examples, MicroBatch, examples_per_pass
 from llmexp.data.mixing import Order
 from llmexp.data.packing import REACH, best_fit, narrowed, one_per_row
 
@@ -168,6 +168,26 @@ def test_packing_leaves_little_empty_on_lines(corpus: Make) -> None:
     batches = Batches(train, batch_size=64, max_length=128)
     filled = [batches[step] for step in range(batches.steps_per_epoch - 1)]
     assert sum(b.tokens for b in filled) / sum(128 * b.row_count for b in filled) > 0.9
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_what_is_only_measured_travels_in_full_passes(
+    source: Any, tokenizer: Any, rows: int, tmp_path: Path
+) -> None:
+    lines = [f"{n} " + "the learning rate " * (n % 9) for n in range(4000)]
+    (tmp_path / "data.txt").write_text("\n".join(lines))
+    made = source("text", path=str(tmp_path / "data.txt"), max_length=256, val_size=0.3)
+    examples = made.tokenize(tokenizer, cache_dir=tmp_path / "cache").validation
+    size = examples_per_pass(examples, rows=rows, max_length=256, pack=True)
+    batches = Batches(examples, batch_size=size, max_length=256, shuffle=False)
+    full = [batches[number] for number in range(batches.steps_per_epoch - 1)]
+    assert len(full) > 3
+    passes = [one.input_ids.numel() for batch in full for one in batch.micro_batches(rows)]
+    tokens = sum(batch.tokens for batch in full)
+    assert max(passes) <= rows * 256
+    assert tokens > 0.9 * sum(passes)  # little padding
+    assert tokens > 0.6 * rows * 256 * len(passes)  # and passes that are about as large as can be
+    assert examples_per_pass(examples, rows=rows, max_length=256, pack=False) == rows
 
 
 def test_rows_of_one_example_need_no_positions(examples: Examples) -> None:

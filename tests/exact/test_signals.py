@@ -103,17 +103,20 @@ def test_sigusr1_saves_and_goes_on(whole: dict[str, str]) -> None:
     assert digest(Path("outputs/told")) == whole
 
 
+SMALL = ("train.batch_size=4", "train.micro_batch_size=1")  # several passes per validation
+
+
 def test_a_signal_leaves_no_half_evaluation(whole: dict[str, str]) -> None:
     def work() -> None:
         real = data.Batches.__getitem__
 
         def called(self: data.Batches, step: int) -> data.Batch:
             if self._shuffle is False and Path("outputs/told/checkpoints/step-00000000").exists():
-                strike(signal.SIGTERM)  # before the second batch of the validation of step 3
+                strike(signal.SIGTERM)  # before the second batch of the next validation
             return real(self, step)
 
         data.Batches.__getitem__ = called
-        train("told", "resume=auto", "train.batch_size=4")
+        train("told", "resume=auto", *SMALL)
 
     assert child(work) == 143
     rows = durable.read_lines(Path("outputs/told/metrics.jsonl"))[0]
@@ -121,9 +124,9 @@ def test_a_signal_leaves_no_half_evaluation(whole: dict[str, str]) -> None:
     assert [row["train/global_step"] for row in rows if "eval/loss" in row] == [0]
     newest = max(Path("outputs/told/checkpoints").glob("step-*")).name
     assert int(newest.removeprefix("step-")) == last + 1  # done, saved, and its row is owed
-    train("told", "resume=auto", "train.batch_size=4")
+    train("told", "resume=auto", *SMALL)
     shutil.rmtree("outputs/four", ignore_errors=True)
-    train("four", "train.batch_size=4")
+    train("four", *SMALL)
     assert digest(Path("outputs/told")) == digest(Path("outputs/four"))
 
 
