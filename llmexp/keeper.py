@@ -44,10 +44,13 @@ class Keeper:
         self.failures = 0
         return final
 
-    def best(self, model: Any) -> Path | None:
-        """Write the best model; where that fails, the checkpoint of the same step stands in."""
+    def best(self, model: Any, *, step: int) -> Path | None:
+        """Write the best model; where that fails, the checkpoint of the same step stands in.
+
+        It does so before training, too: then the first step need not wait for a second copy.
+        """
         self.best_is_kept = False
-        path = self.model(model, "best")
+        path = self.model(model, "best") if step > 0 else None
         self.best_is_kept = path is not None
         return path
 
@@ -97,7 +100,7 @@ class Keeper:
         if self._best_is_lost(best_step):
             raise RunError(f"the best weights, of step {best_step}, could not be saved: {again}")
         checkpoint.load_model(self._of(best_step), model)
-        if self.best(model) is None:
+        if self.model(model, "best") is None:
             raise RunError(f"the run is done but for its best model: {again}")
 
     def _best_is_lost(self, best_step: int) -> bool:

@@ -166,8 +166,9 @@ class Run:
         except OSError as error:
             self.console.warning(f"{validation.FILE} was not saved ({error})")
         if state.is_best:
-            saved = self.keeper.best(model)
-        self._write_samples(model, state)
+            saved = self.keeper.best(model, step=state.step)
+        if state.step > 0 or self.settings["model"]["weights"] is not None:  # else it is noise
+            self._write_samples(model, state)
         assert state.eval_loss is not None
         self.console.validation(
             state.step,

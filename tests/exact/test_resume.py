@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from tiny_runs import command, digest, run, train, tree
 
 from llmexp import checkpoint, durable, resume
@@ -17,6 +19,17 @@ def copy(here: Path, whole: dict[str, str]) -> Path:
     shutil.rmtree("outputs/copy", ignore_errors=True)
     shutil.copytree("outputs/whole", "outputs/copy")
     return Path("outputs/copy")
+
+
+def test_where_nothing_gets_better_the_best_is_the_start(here: Path) -> None:
+    train("worse", "optimizer.lr=5", "train.validate_every=0.2")
+    folder = Path("outputs/worse")
+    rows = durable.read_lines(folder / "metrics.jsonl")[0]
+    losses = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    assert min(losses) == losses[0]
+    start = safetensors.torch.load_file(folder / "checkpoints/step-00000000/model.safetensors")
+    best = safetensors.torch.load_file(folder / "best/model.safetensors")
+    assert all(torch.equal(start[name], best[name]) for name in best)
 
 
 @pytest.mark.slow
