@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 DROPOUT = 0.1  # as GPT-2 was trained
 RATE, DECAY, CLIP, WARMUP = 3e-3, 0.01, 1.0, 0.1  # conf/: model, optimizer, train, schedule
-HELD_OUT = 32  # rows
+HELD_OUT = 16  # rows
 
 
 def main() -> None:
@@ -41,10 +41,10 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="a text, such as WikiText-2's")
     parser.add_argument("--validation", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, help="folder; without it, one of 2,048 entries")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rows", type=int, default=4, help="per step")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
-    parser.add_argument("--every", type=int, default=25, help="steps between validations")
+    parser.add_argument("--every", type=int, default=20, help="steps between validations")
     parser.add_argument("--seeds", type=int, default=3, help="with dropout")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args()

@@ -34,7 +34,7 @@ SHAPES = {"6 x 256": (6, 4, 256), "8 x 384": (8, 6, 384), "8 x 512": (8, 8, 512)
 SIZES = ("gpt2-nano", *SHAPES, "distilgpt2", "gpt2")  # shapes: layers, heads, width
 LONG = (
     *("python", "-m", "llmexp.train", "model=gpt2-nano", "data=sample", "logger=none"),
-    *("train.batch_size=2", "train.log_every=1"),
+    *("data.unit=block", "data.max_length=64", "train.batch_size=1", "train.log_every=1"),
 )
 
 
@@ -171,7 +171,7 @@ class Watch:
 
 
 def long_run(steps: int, folder: Path) -> list[Moment]:
-    """Train by the command; look at the process four times a second."""
+    """Train by the command, all steps of one size; look at the process four times a second."""
     command = [sys.executable, *LONG[1:], f"train.max_steps={steps}", "run.name=long"]
     command += [f"data.cache_dir={folder / 'cache'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+COLUMNS = (
+    *("ms of training by the clock", "CPU ms", "CPU ms with validations and checkpoints"),
+    *("MiB resident", "files open"),
+)
+SECOND = 4  # looks at the long run
 PARTS = 10  # of the long run; the first sets things up and is not judged
 SLOWER, LARGER = 0.05, 0.01  # of the mean, from the second part to the last: less is flat
 
@@ -44,23 +49,46 @@ class Moment:
     files: int  # open
 
 
-def parts_of(moments: Sequence[Moment]) -> list[tuple[str, float, float, float, int]]:
-    """Cut the long run into parts: steps; ms of a step by the clock, in training alone; its CPU
-    ms, validations and checkpoints included; MiB resident, the median; files open, at most."""
+class Part(NamedTuple):
+    """A part of the long run."""
+
+    steps: str
+    trained: float  # ms of a step by the clock, in training alone: the median second
+    cpu: float  # ms of CPU time of a step: the median second
+    all_cpu: float  # the same on average, so with validations and checkpoints
+    resident: float  # MiB, the median
+    files: int  # open, at most
+
+
+def parts_of(moments: Sequence[Moment]) -> list[Part]:
+    """Cut the long run into parts."""
     steps = [moment.step for moment in moments]
     bounds = np.linspace(steps[0], steps[-1], PARTS + 1)
-    times = [
-        1000 * np.diff(np.interp(bounds, steps, seconds)) / np.diff(bounds)
-        for seconds in ([m.trained for m in moments], [m.cpu for m in moments])
-    ]
+    ends = np.interp(bounds, steps, [moment.cpu for moment in moments])
     found = []
-    for part, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        inside = [m for m in moments if low <= m.step <= high] or [moments[-1]]
-        resident = statistics.median(m.resident for m in inside)
-        name = f"{low:,.0f} to {high:,.0f}"
-        own = (float(times[0][part]), float(times[1][part]))
-        found.append((name, *own, resident, max(m.files for m in inside)))
+    for low, high, cpu in zip(bounds[:-1], bounds[1:], np.diff(ends), strict=True):
+        inside = [m for m in moments if low <= m.step <= high]
+        inside = inside if len(inside) > 1 else [moments[0], moments[-1]]
+        found.append(
+            Part(
+                f"{low:,.0f} to {high:,.0f}",
+                pace(inside, "trained"),
+                pace(inside, "cpu"),
+                1000 * float(cpu) / (high - low),
+                statistics.median(m.resident for m in inside),
+                max(m.files for m in inside),
+            )
+        )
     return found
+
+
+def pace(moments: Sequence[Moment], clock: str) -> float:
+    """Return ms of a step in the median second: nearly all of them hold no validation."""
+    pairs = list(zip(moments, moments[SECOND:], strict=False))[::SECOND]
+    return statistics.median(
+        1000 * (getattr(other, clock) - getattr(one, clock)) / max(1, other.step - one.step)
+        for one, other in pairs or [(moments[0], moments[-1])]
+    )
 
 
 def verdict(name: str, unit: str, values: Sequence[float], limit: float) -> tuple[str, ...]:
@@ -130,10 +158,10 @@ def page(command: str, load: float, found: "Found") -> str:
     rates = [cost.gflop / cost.ms * 1000 for cost in found.sizes.values()]
     work = [cost.gflop for cost in found.sizes.values()]
     parts = parts_of(found.moments)
-    _, trained, cpu, resident, files = zip(*parts, strict=True)
+    _, trained, cpu, _, resident, files = zip(*parts, strict=True)
     judged = (
-        verdict("a training step, by the clock", "ms", trained[1:], SLOWER),
-        verdict("a step with all that belongs to it, CPU time", "ms", cpu[1:], SLOWER),
+        verdict("training step, by the clock", "ms", trained[1:], SLOWER),
+        verdict("step, CPU time", "ms", cpu[1:], SLOWER),
         verdict("resident memory", "MiB", resident[1:], LARGER),
         verdict("open files", "", files[1:], LARGER),
     )
@@ -149,8 +177,8 @@ def page(command: str, load: float, found: "Found") -> str:
             f"a second lies between {min(rates):,.0f} and {max(rates):,.0f} GFLOP/s.",
             f"\n## Number of steps\n\n`{command}`",
             table(
-                ("steps", "ms of training", "CPU ms of everything", "MiB resident", "files open"),
-                *((n, f"{t:.2f}", f"{c:.2f}", f"{r:.1f}", f) for n, t, c, r, f in parts),
+                ("steps", *COLUMNS),
+                *((n, *(f"{ms:.2f}" for ms in times), f"{r:.1f}", f) for n, *times, r, f in parts),
             ),
             f"\nLast part against the first: {trained[-1] / trained[0]:.2f} x the time of training "
             f"by the clock, {cpu[-1] / cpu[0]:.2f} x the CPU time. From the second to the last:",
@@ -173,8 +201,8 @@ def draw(path: Path, found: "Found") -> None:
     draw_sizes(axes[0, 1], found.sizes)
     parts = parts_of(found.moments)
     middles = (np.arange(len(parts)) + 0.5) * found.moments[-1].step / len(parts)
-    for column, name in ((1, "training, by the clock"), (2, "everything, CPU time")):
-        axes[1, 0].plot(middles, [part[column] for part in parts], "o-", label=name)
+    for column, name in (("trained", "by the clock"), ("cpu", "CPU time")):
+        axes[1, 0].plot(middles, [getattr(part, column) for part in parts], "o-", label=name)
     axes[1, 0].set(title="speed of a long run", xlabel="optimizer step", ylabel="ms per step")
     axes[1, 0].legend()
     steps, resident = zip(*((m.step, m.resident) for m in found.moments), strict=True)

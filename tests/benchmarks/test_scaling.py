@@ -5,6 +5,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,17 +50,23 @@ def test_growth_is_told_from_noise(
 
 
 def test_a_run_that_leaks_is_said_to_grow(told: ModuleType) -> None:
-    def run(leak: float) -> list[tuple[str, float, float, float, int]]:
+    def run(leak: float) -> list[Any]:
         moments = [told.Moment(n, n * 0.01, n * 0.02, 400 + leak * n, 8) for n in range(1, 10_000)]
-        parts: list[tuple[str, float, float, float, int]] = told.parts_of(moments)
+        parts: list[Any] = told.parts_of(moments)
         return parts
 
-    _, trained, cpu, resident, files = zip(*run(leak=0.001), strict=True)
-    assert trained == pytest.approx([10.0] * 10) and cpu == pytest.approx([20.0] * 10)
-    assert set(files) == {8}
-    assert told.verdict("memory", "MiB", resident[1:], told.LARGER)[-1] == "**grows**"
-    sound = [part[3] for part in run(leak=0.0001)]
-    assert told.verdict("memory", "MiB", sound[1:], told.LARGER)[-1] == "flat"
+    for leak, expected in ((0.001, "**grows**"), (0.0001, "flat")):
+        _, trained, cpu, all_cpu, resident, files = zip(*run(leak), strict=True)
+        assert trained == pytest.approx([10.0] * 10)
+        assert cpu == pytest.approx([20.0] * 10) == all_cpu and set(files) == {8}
+        assert told.verdict("memory", "MiB", resident[1:], told.LARGER)[-1] == expected
+
+
+def test_a_validation_is_no_slow_step(told: ModuleType) -> None:
+    moments = [told.Moment(n, n * 0.01, n * 0.02 + 2 * (n > 5030), 400, 8) for n in range(10_001)]
+    parts = told.parts_of(moments)
+    assert [part.cpu for part in parts] == pytest.approx([20.0] * 10)
+    assert [part.all_cpu for part in parts][5] == pytest.approx(22.0)
 
 
 def test_a_line_through_the_steps_finds_what_a_step_and_a_token_cost(told: ModuleType) -> None:
