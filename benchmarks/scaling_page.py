@@ -193,7 +193,7 @@ def draw(path: Path, found: "Found") -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     pyplot.rcParams["font.size"] = 12
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
@@ -212,6 +212,7 @@ def draw(path: Path, found: "Found") -> None:
         axis.set_ylim(0, axis.get_ylim()[1] * 1.15)
     for axis in axes[0]:
         for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             side.set_major_formatter("{x:,.0f}")
             side.set_minor_formatter("")
     for axis in axes.flat:
@@ -238,6 +239,7 @@ def draw_sizes(axis: Any, found: dict[str, Cost]) -> None:
     work, ms = ([getattr(c, name) for c in found.values()] for name in ("gflop", "ms"))
     rate = statistics.median(w / m for w, m in zip(work, ms, strict=True))
     ends = np.array([min(work), max(work)])
+    axis.margins(x=0.16)
     axis.plot(ends, ends / rate, color="tab:gray", label=f"{rate * 1000:.0f} GFLOP/s")
     axis.plot(work, ms, "o")
     for name, x, y in zip(found, work, ms, strict=True):
