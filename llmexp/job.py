@@ -6,7 +6,7 @@ import math
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from llmexp.console import Console
 from llmexp.doctor.facts import facts
 from llmexp.errors import RequestError, RunError
 from llmexp.logger import gradients
+from llmexp.outcome import told_if_failed
 from llmexp.pace import Watched
 from llmexp.parts import Parts, build
 from llmexp.run import Run, Trial, write_request
@@ -37,6 +38,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
         removed_if_refused(folder),
         Console() as console,
         terminable(),
+        ExitStack() as begun,
         told_if_full(folder),
     ):
         durable.remove_leftovers(folder)
@@ -50,6 +52,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
         plan.micro_batch_size = resume.micro_batch_size(saved, settings, plan)
         if resume.is_finished(folder, saved, plan):
             return resume.tell_finished(folder, saved["state"])
+        begun.enter_context(told_if_failed(folder))
         write_request(folder, settings, overrides)
 
         announce(console, settings, parts, plan, folder)

@@ -1,16 +1,15 @@
 """Where a run begins: at one of its checkpoints, at step 0, or not at all, since it is finished."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmexp import checkpoint, durable
+from llmexp import checkpoint, durable, outcome
 from llmexp.engine import Plan, State
 from llmexp.errors import RequestError
-from llmexp.run import FINISHED, Run
+from llmexp.run import Run
 
 if TYPE_CHECKING:
     from llmexp.parts import Parts
@@ -101,11 +100,11 @@ def micro_batch_size(saved: Mapping[str, Any], settings: Settings, plan: Plan) -
 
 def is_finished(folder: Path, saved: Mapping[str, Any], plan: Plan) -> bool:
     """Say whether the run that `saved` was written by has nothing left to do under `plan`."""
-    try:
-        step = json.loads((folder / FINISHED).read_bytes())["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    left = outcome.read(folder)
+    if not saved or left.get("outcome") not in outcome.DONE:
         return False
-    if not saved or step != saved["state"]["step"]:
+    step = saved["state"]["step"]
+    if left.get("step") != step:
         return False
     return step >= plan.steps or stays_stopped(saved["state"], plan.patience)
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from llmexp import checkpoint, durable, report, validation
+from llmexp import checkpoint, durable, outcome, report, validation
 from llmexp.console import Console
 from llmexp.data import Examples
 from llmexp.doctor import About, Doctor, Finding
@@ -30,8 +30,6 @@ from llmexp.memory import oom
 from llmexp.pace import Pace, Watched, peak_memory
 from llmexp.precision import Precision
 from llmexp.signals import Stop
-
-FINISHED = ".finished"  # in a run folder: nothing is left to do
 
 
 class Trial(Protocol):
@@ -269,13 +267,12 @@ class Run:
         self.console.done(
             self.folder,
             seconds=state.seconds,
-            state=OUTCOMES.get(state.stopped, "finished"),
+            state=outcome.OF[state.stopped],
             best=state.best,
             best_step=state.best_step,
             prompt=next(iter(self.settings["samples"]["prompts"]), "Machine learning is"),
         )
-        if state.stopped != "signal":
-            durable.write_json(self.folder / FINISHED, {"step": state.step})
+        outcome.write(self.folder, state.stopped, state.step)
 
     def _report(self) -> None:
         try:
@@ -296,14 +293,6 @@ class Run:
             "perf/tokens_per_second": self.pace.tokens_per_second,
             "perf/mfu": self.pace.mfu,
         } | peak_memory()
-
-
-OUTCOMES = {
-    None: "finished",
-    "patience": "stopped early",
-    "pruned": "pruned",
-    "signal": "stopped by a signal",
-}
 
 
 def plain(value: float) -> float | str:

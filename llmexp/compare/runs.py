@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llmexp import doctor, validation
+from llmexp import doctor, outcome, validation
 from llmexp.console.words import one_line
 from llmexp.doctor.curves import Curves, finite, highest, lowest, middle, number
 from llmexp.errors import RequestError
@@ -21,7 +21,7 @@ from llmexp.logger.titles import group_of
 from llmexp.report import rows
 
 DEPTH = 3  # folders below one that is named: multirun/<date>/<time>/<n>
-ENDS = {"patience": "stopped early", "pruned": "pruned", None: "finished"}
+ERROR = 300  # characters of an error that are shown
 NAMELESS = {"_target_", "_partial_", "run.name", "resume"}  # settings that tell runs not apart
 
 
@@ -32,6 +32,7 @@ class Run:
     folder: Path
     name: str  # as short as tells it from the others
     state: str
+    error: str | None  # that it failed with, its first line
     settings: Mapping[str, Any]  # flat: dotted key -> value, secrets taken out
     metrics: list[dict[str, Any]]
     timing: list[dict[str, Any]]
@@ -136,12 +137,13 @@ def read_one(folder: Path, name: str) -> Run:
     timing, _ = rows(folder / "timing.jsonl")
     samples, _ = rows(folder / "samples.jsonl")
     seen = doctor.curves(metrics, timing, samples)
-    state = state_of(folder)
-    steps = seen.last_step if state in ENDS.values() else 0
+    state, error = end_of(folder)
+    steps = seen.last_step if state in outcome.DONE else 0
     return Run(
         folder=folder,
         name=name,
         state=state,
+        error=error,
         settings=flat(settings),
         metrics=[row for row in metrics if has_step(row)],
         timing=timing,
@@ -194,30 +196,31 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
-def state_of(folder: Path) -> str:
-    """Return finished, stopped early, pruned, running or unfinished."""
-    if (folder / ".finished").is_file():
-        return ENDS.get(stopped(folder), "finished")
+def end_of(folder: Path) -> tuple[str, str | None]:
+    """Return how a run ended, or that it is running or was killed, and the error it failed with."""
+    held = is_held(folder)  # asked first: a run that ends meanwhile has left its word by then
+    left = outcome.read(folder)
+    if held:
+        return "running", None
+    if not left:
+        return "killed" if held is False else "killed or running", None
+    error = one_line(str(left.get("error", "")))[:ERROR]
+    return left["outcome"], error or None
+
+
+def is_held(folder: Path) -> bool | None:
+    """Say whether a live process holds a run, None where only another machine can know."""
     try:
         with (folder / ".lock").open("rb") as file:
-            if json.load(file)["host"] == socket.gethostname():
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:  # its process lives, and holds it
-        return "running"
-    except (OSError, ValueError, KeyError, TypeError):
+            signed = file.read()
+            if signed and json.loads(signed)["host"] != socket.gethostname():
+                return None
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    return "unfinished"
-
-
-def stopped(folder: Path) -> str | None:
-    """Return what ended a run before its steps were done, as its newest checkpoint says."""
-    for path in sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True):
-        try:
-            found = json.loads(path.read_bytes())["state"]["state"]["stopped"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return str(found) if found is not None else None
-    return None
+    return False
 
 
 def study_of(folder: Path) -> str | None:

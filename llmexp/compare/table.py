@@ -45,7 +45,8 @@ def comparison(runs: Sequence[Run]) -> Comparison:
 
 def notes(runs: Sequence[Run], kept: Sequence[Run]) -> list[str]:
     """Return what a reader should know before trusting the numbers."""
-    found = [
+    found = [f"{run.name} {run.state}: {run.error}" for run in runs if run.error]
+    found += [
         f"{run.name}: {run.damaged} damaged line{'s' if run.damaged > 1 else ''} of metrics.jsonl "
         "skipped"
         for run in runs
@@ -180,6 +181,7 @@ def as_json(told: Comparison) -> str:
                 "run": run.name,
                 "folder": str(run.folder),
                 "state": run.state,
+                "error": run.error,
                 **{k: v if math.isfinite(v) else None for k, v in run.numbers.items()},
                 "damaged_lines": run.damaged,
                 "findings": [asdict(finding) for finding in run.findings],

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from chromium import Browser
 
-from llmexp import validation
+from llmexp import outcome, validation
 
 Make = Callable[..., Path]
 
@@ -62,7 +62,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{file}.jsonl").write_text(lines)
         if finished:
-            (folder / ".finished").write_text('{"step": 100}')
+            outcome.write(folder, None, 100)
         if losses is not None:
             validation.write(folder, losses)
         return folder

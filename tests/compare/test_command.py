@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llmexp import durable
+from llmexp import durable, outcome
 from llmexp.compare import runs, table
 
 Make = Callable[..., Path]
@@ -144,15 +144,46 @@ def test_secrets_stay_where_they_are(make: Make, monkeypatch: pytest.MonkeyPatch
         assert "hunter2" not in text
 
 
-def test_what_a_run_is_doing(make: Make) -> None:
+def test_what_a_run_is_doing_or_how_it_ended(make: Make) -> None:
+    for stopped in ("patience", "pruned", "signal"):
+        outcome.write(make(stopped), stopped, 100)
     make("done")
-    make("left", finished=False)
-    killed = {"pid": os.getpid(), "host": socket.gethostname()}  # and its number is taken again
-    (Path("outputs/left") / ".lock").write_text(json.dumps(killed))
-    going = make("going", finished=False)
+    dead = {"pid": os.getpid(), "host": socket.gethostname()}  # and its number is taken again
+    for name, signed in (("left", dead), ("far", dead | {"host": "another"})):
+        (make(name, finished=False) / ".lock").write_text(json.dumps(signed))
+    going = make("going")
     with durable.Lock(going):
         states = {run.name: run.state for run in runs.read(runs.find([Path("outputs")]))}
-    assert states == {"done": "finished", "left": "unfinished", "going": "running"}
+    assert states == {
+        "patience": "stopped early",
+        "pruned": "pruned",
+        "signal": "stopped by a signal",
+        "done": "finished",
+        "left": "killed",
+        "far": "killed or running",
+        "going": "running",
+    }
+
+
+def test_a_run_that_failed_says_why(make: Make) -> None:
+    make("a")
+    failed = make("b", finished=False)
+    with pytest.raises(ZeroDivisionError), outcome.told_if_failed(failed):
+        raise ZeroDivisionError("no \x1b[2J number\nat all")
+    done = compare("outputs", "--html", "page.html")
+    assert "  b failed: ZeroDivisionError: no \\x1b[2J number\n" in done.stdout
+    assert "ZeroDivisionError: no" in Path("page.html").read_text()
+    told = {run["run"]: run for run in json.loads(compare("outputs", "--json").stdout)["runs"]}
+    assert told["a"]["error"] is None
+    assert told["b"]["state"] == "failed"
+    assert told["b"]["error"].startswith("ZeroDivisionError: no")
+
+
+@pytest.mark.parametrize("left", ["", "[1]", "{}", '{"outcome": ["failed"]}', '{"outcome": "ok"}'])
+def test_an_outcome_that_cannot_be_read_says_nothing(make: Make, left: str) -> None:
+    folder = make("a")
+    (folder / outcome.FILE).write_text(left)
+    assert runs.end_of(folder) == ("killed", None)
 
 
 def test_one_run_alone_and_one_that_has_only_begun(make: Make) -> None:

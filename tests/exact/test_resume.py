@@ -56,7 +56,7 @@ def test_a_finished_run_goes_on_when_it_may_be_longer(
 
 def test_a_run_that_lacks_only_its_last_model_gets_it(copy: Path, whole: dict[str, str]) -> None:
     shutil.rmtree(copy / "final")
-    for name in (".finished", "report.md"):
+    for name in (".outcome", "report.md"):
         (copy / name).unlink()
     train("copy", "resume=auto")
     assert digest(copy) == whole

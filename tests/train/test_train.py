@@ -25,7 +25,7 @@ def rows(folder: Path, name: str) -> list[dict[str, float]]:
 
 def test_a_run_leaves_what_the_design_says(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    names = {path.name for path in folder.iterdir()} - {".lock", ".finished"}
+    names = {path.name for path in folder.iterdir()} - {".lock", ".outcome"}
     assert names == {
         *(".hydra", "metrics.jsonl", "timing.jsonl", "samples.jsonl", "report.md", "loss.png"),
         *("best", "final", "checkpoints", "validation_losses.safetensors"),
