@@ -6,9 +6,10 @@ instead of Hydra's first and only error, and llmexp/config.py can name all mista
 
 import os
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -48,16 +49,41 @@ OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 def prepare(argv: Sequence[str]) -> list[str]:
     """Check a command line, and complete one that resumes a run with what that run was asked for.
 
-    Returns the command line for Hydra. Raises RequestError with all mistakes.
+    Returns the command line for Hydra, which wants the settings in one row, after the flags or
+    before them. Raises RequestError with all mistakes.
     """
-    given = get_args_parser().parse_args(list(argv))
-    if given.help or given.hydra_help or given.shell_completion or given.info:
-        return list(argv)
-    refuse_several_processes(given.multirun)
+    given = _read(argv)
     overrides = list(given.overrides)
+    flags = [argument for argument in argv if argument not in overrides]
+    if given.help or given.hydra_help or given.shell_completion or given.info:
+        return overrides + flags
+    refuse_several_processes(given.multirun)
     completed = _resumed(overrides)
     check(completed, given)
-    return [argument for argument in argv if argument not in overrides] + completed
+    return flags + completed
+
+
+def _read(argv: Sequence[str]) -> Namespace:
+    """Tell flags from settings, in whatever order. Raises RequestError for what is no flag."""
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]  # else it ends the process in its words
+    given, unknown = parser.parse_known_intermixed_args(list(argv))
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        flags = [
+            name for action in parser._actions for name in action.option_strings if "--" in name
+        ]
+        settings = [*config.RULES, *config.PART_RULES]
+        meant = config.nearest(flag.strip("-"), settings) or config.nearest(flag, flags)
+        _refuse(f"there is no flag {flag}{meant}")
+    return given
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RequestError(
+        f"{message}\nSettings are written without dashes, as in train.epochs=3; --hydra-help names "
+        "the flags"
+    )
 
 
 def refuse_several_processes(multirun: bool) -> None:

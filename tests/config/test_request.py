@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.utils import get_args_parser
 
 from llmexp import config, request
 from llmexp.errors import RequestError
@@ -116,6 +117,45 @@ def test_swept_values_are_checked_one_by_one() -> None:
 
 def test_a_searched_batch_size_wants_equal_data() -> None:
     assert "train.epochs" in refused("-m", "train.batch_size=4,8", "train.max_steps=10")
+
+
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        (["seed=1", "-m", "train.epochs=1,2"], ["-m"]),
+        (["-m", "seed=1", "train.epochs=1,2"], ["-m"]),
+        (["seed=1", "train.epochs=1", "--cfg", "job"], ["--cfg", "job"]),
+        (["seed=1", "--cfg", "job", "train.epochs=1", "--resolve"], ["--cfg", "job", "--resolve"]),
+    ],
+)
+def test_a_flag_may_stand_anywhere(line: list[str], flags: list[str]) -> None:
+    settings = [word for word in line if "=" in word]
+    assert request.prepare(line) == flags + settings
+    given = get_args_parser().parse_args(request.prepare([*line, "--help"]))  # as Hydra reads it
+    assert given.help and given.overrides == settings
+
+
+def test_info_does_not_take_a_setting_for_its_own() -> None:
+    assert request.prepare(["model=gpt2", "--info"]) == ["model=gpt2", "--info"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["--train.epochs=3"], "there is no flag --train.epochs: did you mean train.epochs?"),
+        (["--lr", "5e-5"], "there is no flag --lr: did you mean optimizer.lr?"),
+        (["seed=1", "--mutirun", "seed=2"], "no flag --mutirun: did you mean --multirun?"),
+        (["-x"], "there is no flag -x\nSettings are written without dashes, as in train.epochs=3"),
+        (["--cfg", "jobs"], "invalid choice: 'jobs' (choose from"),
+        (["--cfg"], "expected one argument"),
+        (["--c", "job"], "--c could match --cfg"),
+    ],
+)
+def test_what_is_no_flag_is_refused_in_words(
+    line: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(*line)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_torchrun_with_multirun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
