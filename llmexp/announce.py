@@ -68,8 +68,6 @@ def announce(
     """Say what will be done, with its arithmetic."""
     console.plan(plan_lines(settings, parts, plan))
     console.report(parts.corpus.report.lines())
-    for remark in parts.remarks:
-        console.message(f"  {remark}")
     console.message(f"  folder  {folder}")
 
 
@@ -88,6 +86,7 @@ def plan_lines(settings: Settings, parts: Parts, plan: engine.Plan) -> list[str]
         f"run     {plan.steps:,} steps = {plan.steps / plan.steps_per_epoch:.3g} epochs x "
         f"{plan.steps_per_epoch:,} steps, a validation every {wanted['validate_every']:g} epochs",
         *parts.fits.lines,
+        *(f"remark  {remark}" for remark in parts.remarks),
     ]
 
 

@@ -3,6 +3,7 @@
 No model is ever random where pretrained weights were asked for.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmexp import model_family as family
 from llmexp.errors import RequestError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -57,13 +59,14 @@ class Model:
     def config(self) -> Any:
         """Return the transformers config of this model, without loading weights.
 
-        Raises RequestError where it can be neither found nor derived.
+        Raises RequestError where it can be neither found nor derived, or is no causal language
+        model's.
         """
-        from transformers import AutoConfig, GPT2Config
+        from transformers import GPT2Config
 
         source = self.weights or (None if self.architecture else self.name)
         if source is not None:
-            config = AutoConfig.from_pretrained(found(source), trust_remote_code=False)
+            config = read_config(source)
         else:
             # the ids are the tokenizer's, and are set when it is known
             config = GPT2Config(**(self.architecture or {}), bos_token_id=None, eos_token_id=None)
@@ -111,12 +114,14 @@ class Model:
         if self.weights is None:
             config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation="sdpa", dtype=torch.float32
+                config, attn_implementation=family.attention_of(config), dtype=torch.float32
             )
         else:
             model = self._pretrained(config)
         fuse_gelu(model)
-        return model.to(device)  # type: ignore[no-any-return]
+        model = model.to(device)
+        family.refuse_foresight(model, self.name)
+        return model  # type: ignore[no-any-return]
 
     def _pretrained(self, config: Any) -> Any:
         from transformers import AutoModelForCausalLM
@@ -127,7 +132,7 @@ class Model:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                attn_implementation="sdpa",
+                attn_implementation=family.attention_of(config),
                 dtype=torch.float32,
                 use_safetensors=True,  # no pickle
                 trust_remote_code=False,
@@ -145,6 +150,26 @@ class Model:
                 f"is {missing[0]}: they would stay random. Is it a checkpoint of another model?"
             )
         return model
+
+
+def read_config(source: str) -> Any:
+    """Return the config in `source`, of a causal language model.
+
+    Raises RequestError where it cannot be read, or is of another kind of model.
+    """
+    import transformers
+
+    folder = found(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as problem:  # transformers raises many kinds
+        raise RequestError(
+            f"the config.json of {source} cannot be read: {first_line(problem)}\n"
+            "A model needs a whole config.json, of a family that transformers "
+            f"{transformers.__version__} knows: bring the file again, or name another model"
+        ) from None
+    family.refuse_other_kinds(config, source)
+    return config
 
 
 def found(source: str) -> str:
@@ -211,8 +236,9 @@ def quiet() -> None:
 
 
 def first_line(problem: BaseException) -> str:
-    """Return the first line of an error, for a message of ours."""
-    return str(problem).strip().partition("\n")[0] or type(problem).__name__
+    """Return the first line of an error, for a message of ours, with what a colon announces."""
+    text = re.sub(r":\s*\n\s*", ": ", str(problem).strip())
+    return text.partition("\n")[0] or type(problem).__name__
 
 
 def set_dropout(config: Any, dropout: float | None, name: str) -> None:

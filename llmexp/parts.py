@@ -1,6 +1,5 @@
 """The parts of a run: what its settings name, built. Cheap checks come first."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 
 from llmexp import config, cpu, data, optimizer
-from llmexp.errors import RequestError
 from llmexp.logger import Logger
 from llmexp.loss import probe_head
 from llmexp.memory import budget, planner
@@ -58,7 +56,7 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
     limit_threads(device, width)
     precision: Precision = config.call(settings["precision"])
     precision.choose(device, width=width)
-    refuse_long_rows(settings, architecture)
+    planner.refuse_long_rows(settings, architecture.to_dict())
     fits = planner.plan(settings, device=device, overrides=overrides, taken=taken)
     precision, factory = as_planned(fits, precision, device)
     if fits.budget is not None and device.type == "cuda":
@@ -74,8 +72,6 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
     full_logits_because = probe_head(model)
     packs, unpacked_because = data.can_pack(model)
     precision.cast_weights(model)
-    remarks = [f"the loss takes full logits: {full_logits_because}"] if full_logits_because else []
-    remarks += [] if packs else [f"one example per row, unpacked: {unpacked_because}"]
     pack = settings["data"]["pack"] and packs
     batches, validation = sides(corpus, settings, rows=fits.micro_batch_size, pack=pack)
     return Parts(
@@ -92,7 +88,7 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
         fits=fits,
         logger=logger,
         packs=pack,
-        remarks=remarks,
+        remarks=remarks(model, full_logits_because, unpacked_because),
     )
 
 
@@ -116,6 +112,18 @@ def suit(model: Any, fits: planner.Plan, device: torch.device) -> None:
         cpu.speed_up(model)
     if fits.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def remarks(model: Any, full_logits_because: str | None, unpacked_because: str) -> list[str]:
+    """Say what had to be done differently for this model, and why."""
+    attends = getattr(model.config, "num_attention_heads", None)  # Mamba does not
+    eager = attends and model.config._attn_implementation == "eager"
+    reasons = {
+        "attention is eager": eager and f"{model.config.model_type} has no fused kernel here",
+        "the loss takes full logits": full_logits_because,
+        "one example per row, unpacked": unpacked_because,
+    }
+    return [f"{what}: {why}" for what, why in reasons.items() if why]
 
 
 def sides(
@@ -151,15 +159,3 @@ def limit_threads(device: torch.device, width: int | None) -> None:
     """
     if device.type == "cpu" and (width or NARROW) < NARROW and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-def refuse_long_rows(settings: Settings, architecture: Any) -> None:
-    """Refuse rows longer than the model has positions for."""
-    positions = getattr(architecture, "max_position_embeddings", None) or math.inf
-    length = settings["data"]["max_length"]
-    if length > positions:
-        raise RequestError(
-            f"data.max_length={length} is more than the {positions} positions of "
-            f"{settings['model']['name']}: "
-            f"use data.max_length={positions}"
-        )

@@ -62,7 +62,7 @@ def plan(
     budget = _budget(settings["hw"], device)
     allowed = tuple(settings["train"]["allow"]) if taken is None else ()
     config = {} if budget is None else _config(settings["model"])
-    _refuse_long_rows(settings, {**(settings["model"]["architecture"] or {}), **config})
+    refuse_long_rows(settings, {**(settings["model"]["architecture"] or {}), **config})
     case = Case(settings, config, _precisions(settings, device), allowed)
     case = rungs.taking(case, taken or ())
     if budget is None:
@@ -111,8 +111,8 @@ def _config(model: Settings) -> dict[str, Any]:
     return found
 
 
-def _refuse_long_rows(settings: Settings, config: Settings) -> None:
-    """Refuse what a run would refuse: rows longer than the model has positions for."""
+def refuse_long_rows(settings: Settings, config: Settings) -> None:
+    """Refuse rows longer than the model, of this config.json, has positions for."""
     known = (config.get(name) for name in ("max_position_embeddings", "n_positions"))
     positions, length = next(filter(None, known), math.inf), settings["data"]["max_length"]
     if length > positions:

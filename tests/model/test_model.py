@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from llmexp.errors import RequestError
-from llmexp.model import Model, fuse_gelu, load_folder, parameter_count, train_tokenizer
+from llmexp.memory.trace import step
+from llmexp.model import (
+    Model,
+    fuse_gelu,
+    load_folder,
+    parameter_count,
+    train_tokenizer,
+)
+from llmexp.model_family import attention_of
 
 CPU = torch.device("cpu")
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, "vocab_size": 300}
@@ -73,6 +81,62 @@ def test_a_fresh_model_of_any_family_by_its_folder(tmp_path: Path) -> None:
     model, _ = loaded(fresh(name=str(tmp_path), architecture=None, dropout=None))
     assert model.config.model_type == "llama"
     assert parameter_count(model) > 0
+
+
+def test_a_family_without_a_fused_kernel_is_eager_fresh_pretrained_and_in_the_plan(
+    tmp_path: Path,
+) -> None:
+    from transformers import Gemma2Config, GPT2Config
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Gemma2Config(vocab_size=300, **sizes, **heads)
+    config.save_pretrained(tmp_path)
+    train_tokenizer(TEXTS, vocab_size=300).save_pretrained(tmp_path)
+    any_family = {"name": str(tmp_path), "architecture": None, "dropout": None}
+    one, _ = loaded(fresh(**any_family))
+    one.save_pretrained(tmp_path)
+    other, _ = loaded(fresh(**any_family, weights=str(tmp_path)))
+    used, _ = load_folder(tmp_path, CPU)
+    for model in (one, other, used, step.bare_model(config)):
+        assert model.config._attn_implementation == "eager"
+    assert attention_of(GPT2Config()) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"model_type": "gpt2", "n_la', "not a valid JSON file"),
+        ('{"model_type": "wonder"}', "wonder"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size.*'wide'"),
+        ("[]", "model_type"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, content: str, why: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RequestError, match=rf"config\.json of .* cannot be read: .*{why}"):
+        fresh(name=str(tmp_path), architecture=None).config()
+
+
+SEE_ALL: dict[str, Any] = {
+    "T5": {"d_model": 32},
+    "Bert": {"hidden_size": 32, "num_attention_heads": 2},
+    "XLM": {"emb_dim": 32, "n_heads": 2},
+    "XLNet": {"d_model": 32, "n_head": 2, "n_layer": 1},
+    "BertGeneration": {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1},
+}
+
+
+@pytest.mark.parametrize("family", SEE_ALL)
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path, family: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(vocab_size=300, **SEE_ALL[family])
+    config.save_pretrained(tmp_path)
+    train_tokenizer(TEXTS, vocab_size=300).save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="is no causal language model") as caught:
+        loaded(fresh(name=str(tmp_path), architecture=None, dropout=None))
+    assert "model=gpt2" in str(caught.value)
 
 
 def test_no_hub_and_no_copy_is_refused_within_seconds() -> None:

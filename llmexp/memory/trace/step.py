@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llmexp import loss, model
+from llmexp import model_family as family
 from llmexp.memory.setting import Setting
 from llmexp.memory.trace import autocast
 from llmexp.memory.trace.device import fake_gpu
@@ -71,7 +72,7 @@ def bare_model(config: Any) -> Any:
 
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32
+            config, attn_implementation=family.attention_of(config), dtype=torch.float32
         )
     model.fuse_gelu(built)
     return built

@@ -1,0 +1,48 @@
+"""What a family of models can do: predict from the past alone, and attend by a fused kernel."""
+
+from typing import Any
+
+import torch
+
+from llmexp.errors import RequestError
+
+NOT_CAUSAL = """{source} ({family}) is no causal language model: {why}.
+llmexp trains models that predict the next token from those before it: GPT-2, Llama, Qwen, Gemma ...
+name one (model=gpt2, or model=hf model.name=OWNER/NAME)."""
+FORESIGHT = 1e-4  # of the largest logit: same shapes, so zero but for the order of sums
+
+
+def attention_of(config: Any) -> str:
+    """Name the attention that this family runs with: PyTorch's fused kernels (sdpa), or eager
+    where it cannot use them."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if family._supports_sdpa else "eager"
+
+
+def refuse_other_kinds(config: Any, source: str) -> None:
+    """Refuse a config that is of no causal language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind, why = type(config), ""
+    encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = "transformers knows no causal language model of this family"
+    elif encodes and not getattr(config, "is_decoder", False):
+        why = "it is bidirectional, a token sees those after it (no is_decoder in its config.json)"
+    if why:
+        raise RequestError(NOT_CAUSAL.format(source=source, family=config.model_type, why=why))
+
+
+@torch.no_grad()
+def refuse_foresight(model: Any, name: str) -> None:
+    """Refuse a model whose logits depend on later tokens, by trying it on a few."""
+    ids = torch.arange(8, device=model.device)[None].repeat(2, 1)
+    ids[1, -1] = 9
+    training = model.training
+    one, other = model.eval()(input_ids=ids, use_cache=False).logits[:, :-1]
+    model.train(training)
+    if (one - other).abs().max() > FORESIGHT * one.abs().max():
+        why = "it is bidirectional, its logits depend on the tokens after them"
+        raise RequestError(NOT_CAUSAL.format(source=name, family=model.config.model_type, why=why))
