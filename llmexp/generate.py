@@ -2,12 +2,14 @@
 model."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llmexp.command import arguments, command, model_folder
 from llmexp.config import refuse
+from llmexp.errors import RunError
 
 
 def main() -> None:
@@ -42,17 +44,63 @@ def _generate() -> None:
     from llmexp.model import load_folder, pick_device
 
     device = pick_device(given["device"])
-    model, tokenizer = load_folder(folder, device)
-    rows = continuations(
-        model,
-        tokenizer,
-        [given["prompt"]] * given["count"],
-        max_new_tokens=given["max_new_tokens"],
-        temperature=given["temperature"],
-        seed=given["seed"],
-    )
+    with told_if_out_of_memory(given["max_new_tokens"]):
+        model, tokenizer = load_folder(folder, device)
+        asked = {key: given[key] for key in ("prompt", "max_new_tokens")}
+        for line in shortened(model, tokenizer, **asked):
+            print(line, file=sys.stderr)
+        rows = continuations(
+            model,
+            tokenizer,
+            [given["prompt"]] * given["count"],
+            max_new_tokens=given["max_new_tokens"],
+            temperature=given["temperature"],
+            seed=given["seed"],
+        )
     for row in rows:
         print(f"{row['prompt']}{row['text']}\n")
+
+
+@contextmanager
+def told_if_out_of_memory(max_new_tokens: int) -> Iterator[None]:
+    """Tell in words that memory ran out. Raises RunError, with what to try."""
+    from llmexp.memory.oom import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RunError(
+            f"Out of memory while generating max_new_tokens={max_new_tokens} ({first}). Other "
+            "programs may hold memory of this device: close them, or try fewer max_new_tokens, a "
+            "shorter prompt, or device=cpu."
+        ) from None
+
+
+def shortened(model: Any, tokenizer: Any, *, prompt: str, max_new_tokens: int) -> list[str]:
+    """Say what the model's positions leave of the prompt and of `max_new_tokens`, if not all."""
+    limit = positions(model)
+    length = len(tokenizer(prompt, add_special_tokens=False).input_ids) or 1
+    room = max(1, limit - length)
+    lines = []
+    if length > limit - 1:
+        lines.append(
+            f"the prompt has {length} tokens, the model {limit} positions: its last "
+            f"{limit - 1} are used"
+        )
+    if max_new_tokens > room:
+        lines.append(
+            f"max_new_tokens={max_new_tokens} is cut to {room}: the model has {limit} "
+            f"positions, the prompt takes {min(length, limit - 1)}"
+        )
+    return lines
+
+
+def positions(model: Any) -> int:
+    """Return how many tokens the model has positions for: without a limit, more than any text."""
+    return getattr(model.config, "max_position_embeddings", None) or 10**9
 
 
 def continuations(
@@ -71,7 +119,7 @@ def continuations(
     import torch
 
     device = next(model.parameters()).device
-    limit = getattr(model.config, "max_position_embeddings", None) or 10**9
+    limit = positions(model)
     training = model.training
     model.eval()
     rows = []
