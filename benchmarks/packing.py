@@ -1,6 +1,6 @@
 """What packing and the token store are worth, beside what others do with the same lines.
 
-    python benchmarks/packing.py [--text FILE] > benchmarks/results/packing.md
+    python benchmarks/packing.py --text FILE > benchmarks/results/packing.md
 
 Part 1 trains a model of gpt2-nano's size on the same examples in the same order, four ways, in
 turns. Part 2 reads and tokenises the text so many times over, by llmexp and by `datasets.map`, in
@@ -30,7 +30,6 @@ from llmexp.data import Batches, Examples, MicroBatch, load
 from llmexp.model import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 MAX_LENGTH = 512
 BATCH_SIZE = 16  # examples per optimizer step
 ROWS = 8  # per forward pass
@@ -216,7 +215,7 @@ def compare_tokenising(text: Path, copies: int, turns: int, folder: Path) -> Non
     for turn in range(turns):
         for tool, results in found.items():
             cache = folder / f"{tool}-{turn}"
-            command = [sys.executable, __file__, "--tokenise", tool]
+            command = [sys.executable, __file__, "--text", str(text), "--tokenise", tool]
             command += [str(large), str(folder), str(cache)]
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             results.append(json.loads(told.splitlines()[-1]))
@@ -244,7 +243,7 @@ def compare_tokenising(text: Path, copies: int, turns: int, folder: Path) -> Non
 def main() -> None:
     """Run both parts and print a page of Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", type=Path, default=SHAKESPEARE)
+    parser.add_argument("--text", type=Path, required=True, help="read by lines")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--copies", type=int, default=100)
     parser.add_argument("--turns", type=int, default=2)
@@ -265,7 +264,7 @@ def main() -> None:
     )
     print(f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}, ", end="")
     print(f"datasets {datasets.__version__}; {platform.machine()} CPU, ", end="")
-    print("one thread, CPU seconds. Command: `python benchmarks/packing.py`.")
+    print("one thread, CPU seconds. Command: `python benchmarks/packing.py --text FILE`.")
     with tempfile.TemporaryDirectory() as folder:
         lines = [line for line in sample_lines() if line.strip()][:2000]
         short = Path(folder) / "short.txt"

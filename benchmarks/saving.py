@@ -1,4 +1,6 @@
-"""python benchmarks/saving.py: what saving costs a run of the size of gpt2. Needs 4 GB of disk.
+"""What saving costs a run of the size of gpt2. Needs 4 GB of disk.
+
+    python benchmarks/saving.py [--layers 12] [--out FOLDER]
 
 One save is a checkpoint (weights and both moments of Adam: 1.5 GB, hashed, synced, renamed) and
 the pruning of an older one, which reads the newest back and compares every hash. At the default
@@ -6,6 +8,7 @@ interval (checkpoint.every_minutes=10) the run stands still for one save in ten 
 training. Writes benchmarks/results/saving.md.
 """
 
+import argparse
 import datetime
 import os
 import sys
@@ -22,6 +25,10 @@ EVERY_MINUTES = 10  # conf/train.yaml
 
 def main() -> None:
     """Measure, print the table and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=12, help="of a GPT-2, 768 wide")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    given = parser.parse_args()
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -29,7 +36,7 @@ def main() -> None:
     from llmexp.engine import State
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = GPT2LMHeadModel(GPT2Config()).to(device)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=given.layers)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -62,10 +69,12 @@ def main() -> None:
         f"| {name} | {value:.1f} | {value / (EVERY_MINUTES * 60 + value):.2%} |"
         for name, value in found.items()
     )
+    millions = model.num_parameters() / 1e6
     text = f"""# python benchmarks/saving.py
 
-{datetime.date.today()}, {device}, {os.cpu_count()} CPU cores, torch {torch.__version__}. GPT-2 of
-124 million parameters, AdamW, {SAVES} saves of {size:.2f} GB, {EVERY_MINUTES} minutes apart.
+{datetime.date.today()}, {device}, {os.cpu_count()} CPU cores, torch {torch.__version__}.
+GPT-2 of {millions:.0f} million parameters, AdamW, {SAVES} saves of {size:.2f} GB, {EVERY_MINUTES}
+minutes apart.
 Load of the machine, which others used too: {load:.1f}.
 
 |  | seconds for a save | of the run's time |
@@ -73,7 +82,7 @@ Load of the machine, which others used too: {load:.1f}.
 {rows}
 """
     print(text)
-    (ROOT / "benchmarks" / "results" / "saving.md").write_text(text)
+    (given.out / "saving.md").write_text(text)
 
 
 if __name__ == "__main__":

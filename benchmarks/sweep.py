@@ -80,7 +80,7 @@ def outcome(runs: Path, seconds: tuple[float, float], planned_epochs: float) -> 
 def ways(trials: int) -> dict[str, list[str]]:
     """Return the arguments of each way to spend so many runs."""
     count = trials // len(BATCHES)
-    rates = [LOW * (HIGH / LOW) ** (i / (count - 1)) for i in range(count)]
+    rates = [LOW * (HIGH / LOW) ** (i / max(count - 1, 1)) for i in range(count)]
     search = ["sweep=lr_batch", f"hydra.sweeper.n_trials={trials}", "hydra.sweeper.study_name=s"]
     return {
         "plain Hydra grid": [
