@@ -93,7 +93,8 @@ def llmexp_command(task: Task, seed: int) -> list[str]:
         f"data.unit={'block' if work.is_full else 'example'}",
         f"data.cache_dir={Path(task.folder).parent}/cache",
         *(f"train.batch_size={work.batch}", f"train.max_steps={work.steps}"),
-        *(f"train.log_every={task.every}", "train.validate_every=1000000"),  # first and last
+        *(f"train.log_every={task.every}", "train.validate_every=1000000"),  # at the end
+        "train.validate_first=false",
         *(f"optimizer.lr={LEARNING_RATE}", f"optimizer.weight_decay={WEIGHT_DECAY}"),
         f"schedule.warmup={warm_up_steps(work.steps)}",
         *(f"precision={task.precision}", "logger=none", "samples.prompts=[]"),

@@ -20,8 +20,8 @@ LitGPT on full rows, are compiled, as by default they are; TRL's activation chec
                     fastest counts, as other work on the machine can only make them slower
     peak memory     of the process; on a GPU torch.cuda.max_memory_allocated
     first step, end seconds from the command until the first step is done, and until the model is
-                    saved. All read tokens made before. llmexp also validates and saves before its
-                    first step, and saves what a resume needs at the end
+                    saved. All read tokens made before. llmexp also saves what a resume
+                    needs, at the end; nobody validates before the first step
     loss            of the last training steps on full rows; else on the validation examples
     apart           from the loss of the tutorial loop, at most: over all steps on full rows
 

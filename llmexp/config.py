@@ -93,6 +93,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "train.max_grad_norm": _number("a number above 0 (.inf: never clip)", lambda v: v > 0),
     "train.validate_every": POSITIVE,
+    "train.validate_first": FLAG,
     "train.patience": _whole(1) | None,
     "train.log_every": _whole(1),
     "train.on_nonfinite": _choice("skip", "rollback", "stop"),

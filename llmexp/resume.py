@@ -128,6 +128,8 @@ def tell_finished(folder: Path, state: Mapping[str, Any]) -> float:
 def restore(start: Path | None, parts: "Parts", run: Run) -> State:
     """Load the checkpoint `start`, if there is one, and cut the run's files back to it."""
     state = State()
+    if start is None and not run.settings["train"]["validate_first"]:
+        state.owed = None
     if start is not None:
         saved = checkpoint.peek(start)
         remembered = checkpoint.load(

@@ -22,6 +22,7 @@ SAFE = (
     "train.on_spike",
     "train.patience",
     "train.validate_every",
+    "train.validate_first",
 )
 
 # how a run fits: the same sums, which another cut rounds differently

@@ -32,6 +32,15 @@ def test_where_nothing_gets_better_the_best_is_the_start(here: Path) -> None:
     assert all(torch.equal(start[name], best[name]) for name in best)
 
 
+def test_a_run_may_begin_with_its_first_step(here: Path, whole: dict[str, str]) -> None:
+    train("eager", "train.validate_first=false", "checkpoint.keep=9")
+    rows = durable.read_lines(Path("outputs/eager/metrics.jsonl"))[0]
+    assert [row["train/global_step"] for row in rows] == list(range(1, 7))
+    assert not Path("outputs/eager/checkpoints/step-00000000").exists()
+    for name in ("final/model.safetensors", "best/model.safetensors"):
+        assert digest(Path("outputs/eager"))[name] == whole[name]
+
+
 @pytest.mark.slow
 def test_a_finished_run_exits_with_0_and_no_byte_changes(here: Path, copy: Path) -> None:
     before = tree(copy)
