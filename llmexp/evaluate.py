@@ -54,12 +54,10 @@ def _evaluate() -> None:
     if given["data"] is not None:
         part |= {"path": given["data"], "validation_path": given["data"]}
     examples = data.load(**part).tokenize(tokenizer, seed=settings["seed"]).validation
-    batches = data.Batches(
+    batches = data.to_measure(
         examples,
-        batch_size=64,
+        rows=given["micro_batch_size"],
         max_length=part["max_length"],
-        seed=0,
-        shuffle=False,
         pack=part["pack"] and data.can_pack(model)[0],
     )
     found = _validate(model, batches, precision, rows=given["micro_batch_size"])

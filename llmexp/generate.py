@@ -65,17 +65,17 @@ def _generate() -> None:
 def told_if_out_of_memory(max_new_tokens: int) -> Iterator[None]:
     """Tell in words that memory ran out. Raises RunError, with what to try."""
     from llmexp.memory.oom import is_out_of_memory
+    from llmexp.model import first_line
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RunError(
-            f"Out of memory while generating max_new_tokens={max_new_tokens} ({first}). Other "
-            "programs may hold memory of this device: close them, or try fewer max_new_tokens, a "
-            "shorter prompt, or device=cpu."
+            f"Out of memory while generating max_new_tokens={max_new_tokens} "
+            f"({first_line(error)}). Other programs may hold memory of this device: close them, "
+            "or try fewer max_new_tokens, a shorter prompt, or device=cpu."
         ) from None
 
 

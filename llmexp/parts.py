@@ -129,26 +129,16 @@ def remarks(model: Any, full_logits_because: str | None, unpacked_because: str) 
 def sides(
     corpus: data.Corpus, settings: Settings, *, rows: int, pack: bool
 ) -> tuple[data.Batches, data.Batches]:
-    """Return the batches to train on, and those to validate on: as large as `rows` rows hold."""
-    length, seed = settings["data"]["max_length"], settings["seed"]
-    room = data.examples_per_pass(corpus.validation, rows=rows, max_length=length, pack=pack)
-    return (
-        data.Batches(
-            corpus.train,
-            batch_size=settings["train"]["batch_size"],
-            max_length=length,
-            seed=seed,
-            pack=pack,
-        ),
-        data.Batches(
-            corpus.validation,
-            batch_size=room,
-            max_length=length,
-            seed=seed,
-            shuffle=False,
-            pack=pack,
-        ),
+    """Return the batches to train on, and those to validate on."""
+    length = settings["data"]["max_length"]
+    train = data.Batches(
+        corpus.train,
+        batch_size=settings["train"]["batch_size"],
+        max_length=length,
+        seed=settings["seed"],
+        pack=pack,
     )
+    return train, data.to_measure(corpus.validation, rows=rows, max_length=length, pack=pack)
 
 
 def limit_threads(device: torch.device, width: int | None) -> None:

@@ -9,7 +9,7 @@
 * request, source, report     the request, its answer, and what a person should know about it
 """
 
-from llmexp.data.batches import Batch, Batches, MicroBatch, examples_per_pass
+from llmexp.data.batches import Batch, Batches, MicroBatch, to_measure
 from llmexp.data.examples import Example, Examples
 from llmexp.data.packing import can_pack
 from llmexp.data.report import DataReport
@@ -26,6 +26,6 @@ __all__ = [
     "MicroBatch",
     "Source",
     "can_pack",
-    "examples_per_pass",
     "load",
+    "to_measure",
 ]

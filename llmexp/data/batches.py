@@ -126,17 +126,6 @@ class Batch:
         )
 
 
-def examples_per_pass(examples: Examples, *, rows: int, max_length: int, pack: bool) -> int:
-    """Return how many examples about fill one forward pass of `rows` rows of max_length tokens.
-
-    What is only measured needs no fixed number of examples: then no pass goes half empty.
-    """
-    if not pack:
-        return rows
-    lengths = examples.lengths(np.arange(min(len(examples), PAGE))) - 1
-    return max(rows, int(FULL * rows * max_length / float(lengths.mean())))
-
-
 class Batches:
     """The batches of a run, by the number of the optimizer step."""
 
@@ -175,3 +164,15 @@ class Batches:
             order = Order(len(self._examples), "order", self._seed, epoch)[np.arange(start, end)]
             self._page = (epoch, start, order)
         return order[positions - start]
+
+
+def to_measure(examples: Examples, *, rows: int, max_length: int, pack: bool) -> Batches:
+    """Return batches of all examples in order, each about one forward pass of `rows` rows.
+
+    What is only measured needs no fixed number of examples: then no pass goes half empty.
+    """
+    size = rows
+    if pack:
+        lengths = examples.lengths(np.arange(min(len(examples), PAGE))) - 1
+        size = max(rows, int(FULL * rows * max_length / float(lengths.mean())))
+    return Batches(examples, batch_size=size, max_length=max_length, shuffle=False, pack=pack)

@@ -49,7 +49,7 @@ def test_without_dropout_it_is_pytorchs(length: int, longest: int | None) -> Non
 def test_with_dropout_its_gradients_are_those_of_finite_differences(longest: int | None) -> None:
     parts = [part[:1, :1, :, :3].detach().requires_grad_() for part in heads(length=9)]
     mask = packed(1, 9, longest) if longest else None
-    torch.autograd.gradcheck(
+    assert torch.autograd.gradcheck(
         lambda *parts: attention.Attention.apply(*parts, mask, 0.3, 0.4, 7), parts
     )
 

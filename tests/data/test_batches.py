@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llmexp.data import Batches, Corpus, Examples, MicroBatch, examples_per_pass
+from llmexp.data import Batches, Corpus, Examples, MicroBatch, to_measure
 from llmexp.data.mixing import Order
 from llmexp.data.packing import REACH, best_fit, narrowed, one_per_row
 
@@ -178,8 +178,7 @@ def test_what_is_only_measured_travels_in_full_passes(
     (tmp_path / "data.txt").write_text("\n".join(lines))
     made = source("text", path=str(tmp_path / "data.txt"), max_length=256, val_size=0.3)
     examples = made.tokenize(tokenizer, cache_dir=tmp_path / "cache").validation
-    size = examples_per_pass(examples, rows=rows, max_length=256, pack=True)
-    batches = Batches(examples, batch_size=size, max_length=256, shuffle=False)
+    batches = to_measure(examples, rows=rows, max_length=256, pack=True)
     full = [batches[number] for number in range(batches.steps_per_epoch - 1)]
     assert len(full) > 3
     passes = [one.input_ids.numel() for batch in full for one in batch.micro_batches(rows)]
@@ -187,7 +186,7 @@ def test_what_is_only_measured_travels_in_full_passes(
     assert max(passes) <= rows * 256
     assert tokens > 0.9 * sum(passes)  # little padding
     assert tokens > 0.6 * rows * 256 * len(passes)  # and passes that are about as large as can be
-    assert examples_per_pass(examples, rows=rows, max_length=256, pack=False) == rows
+    assert to_measure(examples, rows=rows, max_length=256, pack=False)[0].examples == rows
 
 
 def test_rows_of_one_example_need_no_positions(examples: Examples) -> None:

@@ -15,6 +15,7 @@ from toy_run import cut, fragments, inspect, run_info, sync, train, train_step
 from wandb_server import WandbServer
 
 import llmexp.logger.wandb
+from llmexp.logger import RunInfo
 from llmexp.logger.wandb import Wandb
 
 Said = Callable[[], list[str]]
@@ -273,13 +274,19 @@ def _wait_for(is_so: Callable[[], bool]) -> None:
     assert is_so()
 
 
+def run_with_a_model(folder: Path) -> RunInfo:
+    """Return what a logger shows of a run that has kept its best model."""
+    info = run_info(folder)
+    (info.dir / "best").mkdir()
+    (info.dir / "best/model.safetensors").write_bytes(b"weights")
+    return info
+
+
 @pytest.mark.parametrize("is_asked", [False, True])
 def test_the_best_model_is_uploaded_if_asked_for(
     tmp_path: Path, server: WandbServer, is_asked: bool
 ) -> None:
-    info = run_info(tmp_path / "run")
-    (info.dir / "best").mkdir()
-    (info.dir / "best/model.safetensors").write_bytes(b"weights")
+    info = run_with_a_model(tmp_path / "run")
     train(Wandb(artifacts=is_asked), info, range(1, 4))
     assert len(server.artifacts) == is_asked
     for made in server.artifacts.values():
@@ -304,9 +311,7 @@ def test_an_upload_that_fails_is_told_of_and_the_run_ends_well(
 def test_a_model_that_was_kept_offline_is_synced_from_where_it_lies(
     tmp_path: Path, server: WandbServer, said: Said
 ) -> None:
-    info = run_info(tmp_path / "run")
-    (info.dir / "best").mkdir()
-    (info.dir / "best/model.safetensors").write_bytes(b"weights")
+    info = run_with_a_model(tmp_path / "run")
     train(Wandb(mode="offline", artifacts=True), info, range(1, 4))
     sync(said()[-1])
     [made] = server.artifacts.values()
