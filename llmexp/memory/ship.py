@@ -68,9 +68,9 @@ def table() -> Iterator[str]:
     for model in reversed(FAMILY):
         for hw in REPORTED:
             yield "| " + " | ".join(row(model, hw)) + " |"
-    versions = ", ".join(f"{name} {version}" for name, version in measure.versions().items())
     yield ""
-    yield f"By simulation ({versions}): the traced step of the engine, replayed under each cap."
+    torch = f"torch {measure.versions()['torch']}"
+    yield f"By simulation ({torch}): the traced step of the engine, replayed under each cap."
 
 
 def row(model: str, hw: str, *overrides: str) -> tuple[str, ...]:
