@@ -1,10 +1,11 @@
 """python -m llmexp.memory.ship: plan every shipped model on every preset, and keep the numbers.
 
 Writes llmexp/memory/measured.json, all that these plans asked for. Run it again when the engine,
-the loss, or torch or transformers change (tests/memory says when): half an hour on two cores.
-Stopped, it continues: the user's cache has what was measured. With --missing it keeps the numbers
-that ship already and measures only what they lack. `python -m llmexp.plan --presets` prints the
-table from it.
+the loss or torch change, or what a step allocates with a new transformers (tests/memory says when):
+half an hour on two cores. Stopped, it continues: the user's cache has what was measured. With
+--missing it keeps the numbers that ship already, if they hold, and measures only what they lack:
+half a minute that adds a new version of transformers to those that need no probing any more.
+`python -m llmexp.plan --presets` prints the table from it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from llmexp import durable
 from llmexp.errors import RequestError
@@ -46,6 +48,9 @@ def main() -> None:
     """Measure what is missing, write the file, print the table."""
     if "--missing" not in sys.argv[1:]:
         measure.SHIPPED.unlink(missing_ok=True)
+    versions: dict[str, Any] = dict(measure.versions())
+    versions["transformers"] = sorted({*measure.shipped_for(), versions["transformers"]})
+    measure.measure(measure.probes())
     for line in table():
         print(line, flush=True)
     for model in OLD_CARDS:  # a GTX 16xx computes in fp32
@@ -56,8 +61,7 @@ def main() -> None:
         f"{json.dumps(key)}: {json.dumps(result, sort_keys=True, separators=(',', ':'))}"
         for key, result in sorted(measure.seen.items())
     )
-    versions = json.dumps(measure.versions(), sort_keys=True)
-    text = f'{{"versions": {versions}, "results": {{\n{results}\n}}}}\n'
+    text = f'{{"versions": {json.dumps(versions)}, "results": {{\n{results}\n}}}}\n'
     durable.write_text(measure.SHIPPED, text)
 
 

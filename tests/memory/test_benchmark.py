@@ -51,7 +51,7 @@ def test_its_plans_take_what_they_are_allowed(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not measure.shipped():
-        pytest.skip(f"the numbers that ship are of other versions than {measure.versions()}")
+        pytest.skip(f"the numbers that ship do not hold for {measure.versions()}")
     monkeypatch.setattr(measure, "trace", lambda _: pytest.fail("a case is not among what ships"))
     for model, hw, batch_size, allow in benchmark.CASES:
         plan = benchmark.planned(model, hw, batch_size, allow=allow, precision="bf16")

@@ -34,7 +34,7 @@ PAIRS = [(model, hw) for model in FAMILY for hw in REPORTED]
 def only_what_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Let nothing come from this machine's cache, and refuse to trace."""
     if not measure.shipped():
-        pytest.skip(f"the numbers that ship are of other versions than {measure.versions()}")
+        pytest.skip(f"the numbers that ship do not hold for {measure.versions()}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(measure, "trace", pytest.fail)
     measure.seen.clear()
