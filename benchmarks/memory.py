@@ -1,23 +1,32 @@
-"""python benchmarks/memory.py: the memory plans, held against a real GPU. About ten minutes.
+"""The memory plans, held against a real GPU: ten minutes, or two with --jobs 6.
+
+    python benchmarks/memory.py [--jobs N]
 
 For each case, in a process of its own, under the preset's cap: 20 optimizer steps with validation,
 a checkpoint and sampling, rows of full length, fresh weights (the numbers do not depend on them).
+With --jobs cases run side by side, on a card that has room for them all: each has its own cap.
 
     error      predicted against torch.cuda.max_memory_allocated of the training steps
     retries    of the allocator under the cap: a plan that fits needs none
     squeezed   the same under 0.9 of the smallest cap it can live with: it must run out of memory,
                and go on at a smaller micro-batch
     plain      the guide's loop at the guide's batch, under the same cap
+
+Exit code 1 where a promise does not hold.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +50,72 @@ GUIDE = (  # layers, width, heads, rows, GiB: the guide's rows for 12 and 24 GB
 )
 
 
+HEADINGS = (
+    *("case", "passes x rows", "predicted, GiB", "measured", "error"),
+    *("reserved: predicted, GiB", "measured", "cap", "retries", "squeezed: rows"),
+)
+
+
 def main() -> int:
     """Run every case that this card can hold; return the exit code."""
     import torch
 
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="cases side by side")
+    jobs = parser.parse_args().jobs
     if not torch.cuda.is_available():
         print("benchmarks/memory.py measures a CUDA device, and PyTorch finds none here.")
         print("Without one: python -m llmexp.plan, and pytest tests/memory.")
         return 2
+    for line in heading():
+        print(line, flush=True)
     free = torch.cuda.mem_get_info()[0] / GIB
+    precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    with ThreadPoolExecutor(jobs) as pool:
+        verdicts = list(pool.map(lambda work: work(), works(precision, free)))
+    return 0 if all(verdicts) else 1
+
+
+def heading() -> Iterator[str]:
+    """Yield what is to be known of the card, and the head of the table."""
+    import torch
+    import transformers
+
     major, minor = torch.cuda.get_device_capability()
-    print(f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
-    print(f"{free:.1f} GiB free, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    good = True
-    precision = "bf16" if major >= 8 else "fp16"
+    free, total = torch.cuda.mem_get_info()
+    context = child("context", {"used": total - free})["context"]
+    yield "# python benchmarks/memory.py\n"
+    yield f"{date.today()}, {torch.cuda.get_device_name()}, compute capability {major}.{minor},"
+    yield f"{total / GIB:.1f} GiB, {free / GIB:.1f} of them free, torch {torch.__version__}, CUDA"
+    yield f"{torch.version.cuda}, transformers {transformers.__version__}.\n"
+    yield f"The CUDA context takes {context / GIB:.2f} GiB outside the allocator.\n"
+    yield row(HEADINGS)
+    yield row("---" for _ in HEADINGS)
+
+
+def row(cells: Iterable[str]) -> str:
+    """Return a line of a table of Markdown."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def works(precision: str, free: float) -> Iterator[Callable[[], bool]]:
+    """Yield what there is to run, and say what this card (`free` GiB) or machine lacks."""
     for model, hw, batch_size, allow in CASES:
+        name = f"{model} {hw} {allow}".rstrip()
         if lacking := missing(allow, precision):
-            print(f"{model} {hw} train.allow=[{allow}]: left out, {lacking}")
+            print(f"{name}: left out, {lacking}", file=sys.stderr)
             continue
         plan = planned(model, hw, batch_size, allow=allow, precision=precision)
         if plan["budget_gib"] > free:
-            print(f"{model} {hw}: this card has not that much free")
+            print(f"{name}: this card has not that much free", file=sys.stderr)
             continue
-        good &= judge(f"{model} {hw} {plan['passes']} x {plan['rows']} {allow}".rstrip(), plan)
+        yield partial(judge, name, plan)
     for layers, width, heads, rows, gib in GUIDE:
         if gib <= free:
             shape = {"layers": layers, "width": width, "heads": heads, "rows": rows}
-            fits = child("plain", {**shape, "cap": int(gib * GIB)})["fits"]
-            print(f"plain loop, {layers} layers, {rows} rows in {gib} GiB: fits is {fits}")
-            good &= not fits
-    return 0 if good else 1
+            yield partial(judge_plain, shape, gib)
 
 
 def missing(allow: str, precision: str) -> str | None:
@@ -117,20 +162,26 @@ def judge(name: str, plan: Mapping[str, Any]) -> bool:
     at_cap = child("train", plan)
     squeezed = child("train", {**plan, "cap": int(0.9 * plan["min_cap"])})
     error = plan["allocated"] / at_cap["allocated"] - 1
-    print(
-        f"{name}: predicted {plan['allocated'] / GIB:.3f} GiB allocated, measured "
-        f"{at_cap['allocated'] / GIB:.3f} ({error:+.2%}); reserved {plan['reserved'] / GIB:.2f}, "
-        f"measured {at_cap['reserved'] / GIB:.2f} of {plan['budget_gib']}; "
-        f"retries {at_cap['retries']}; "
-        f"squeezed: micro-batch {plan['rows']} -> {squeezed['rows']}",
-        flush=True,
-    )
+    sizes = [f"{plan['allocated'] / GIB:.3f}", f"{at_cap['allocated'] / GIB:.3f}", f"{error:+.2%}"]
+    sizes += [f"{size / GIB:.2f}" for size in (plan["reserved"], at_cap["reserved"], plan["cap"])]
+    cut = f"{plan['passes']} x {plan['rows']}"
+    fewer = f"{plan['rows']} -> {squeezed['rows']}"
+    print(row([name, cut, *sizes, str(at_cap["retries"]), fewer]), flush=True)
     return bool(
         abs(error) <= 0.03
         and at_cap["retries"] == 0
         and at_cap["rows"] == plan["rows"]
         and squeezed["rows"] < plan["rows"]
     )
+
+
+def judge_plain(shape: Mapping[str, int], gib: float) -> bool:
+    """Run the guide's loop under the cap, print its line; tell whether it ran out of memory."""
+    fits = child("plain", {**shape, "cap": int(gib * GIB)})["fits"]
+    told = "fits" if fits else "out of memory"
+    name = f"plain loop, {shape['layers']} layers, {shape['rows']} rows"
+    print(row([name, "", "", told, "", "", "", f"{gib:.2f}", "", ""]), flush=True)
+    return not fits
 
 
 def child(task: str, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,10 +272,27 @@ def plain(case: Mapping[str, Any], device: Any) -> dict[str, Any]:
     return {"fits": True}
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        sys.exit(main())
+def context(case: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """Return the bytes that CUDA takes outside the allocator, once kernels have run.
+
+    `case["used"]` are those of the card that were taken before this process began.
+    """
     import torch
 
-    work = {"train": train, "plain": plain}[sys.argv[1]]
-    print(json.dumps(work(json.load(sys.stdin), torch.device("cuda"))))
+    from llmexp.memory import budget
+
+    budget.enforce(budget.Budget("benchmark", 1.0, ""), device)
+    square = torch.randn(256, 256, device=device)
+    (square @ square).softmax(1).sum().item()
+    free, total = torch.cuda.mem_get_info()
+    return {"context": total - free - torch.cuda.memory_reserved() - case["used"]}
+
+
+if __name__ == "__main__":
+    tasks = {"train": train, "plain": plain, "context": context}
+    if sys.argv[1:2] and sys.argv[1] in tasks:
+        import torch
+
+        print(json.dumps(tasks[sys.argv[1]](json.load(sys.stdin), torch.device("cuda"))))
+    else:
+        sys.exit(main())

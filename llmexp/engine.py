@@ -6,14 +6,15 @@ come from.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from llmexp.contracts import Accumulate, Batch, Batches, Run
 from llmexp.health import Health
 from llmexp.loss import Rows, chosen, loss_sum, token_losses
 from llmexp.memory import oom
@@ -25,14 +26,15 @@ from llmexp.validation import Validation, per_example
 def fit(
     *,
     model: nn.Module,
-    batches: "Batches",  # batches[step]: the examples of that optimizer step
-    validation: "Batches",  # likewise; one epoch of it is the validation set
+    batches: Batches,  # batches[step]: the examples of that optimizer step
+    validation: Batches,  # likewise; one epoch of it is the validation set
     optimizer: torch.optim.Optimizer,
     schedule: Callable[[int, int], float],  # (step, steps) -> multiplier of the peak learning rate
     precision: Precision,
     plan: "Plan",
-    run: "Run",
+    run: Run,
     state: "State",
+    passes: Accumulate | None = None,  # another way to do what `accumulate` does
 ) -> "State":
     """Train until the steps or the patience are spent, or the run is told to stop.
 
@@ -52,7 +54,7 @@ def fit(
         # -- forward, loss, backward, accumulate; in smaller pieces if they do not fit -----------
         for attempt in oom.attempts(model, plan, state.step, on_event=run.out_of_memory):
             with attempt:
-                step_loss = accumulate(model, batch, precision, plan.micro_batch_size)
+                step_loss = (passes or accumulate)(model, batch, precision, plan.micro_batch_size)
 
         # -- clip, step, zero -----------------------------------------------------------------
         precision.scaler.unscale_(optimizer)
@@ -84,7 +86,7 @@ def fit(
 
 
 def accumulate(
-    model: nn.Module, batch: "Batch", precision: Precision, micro_batch_size: int
+    model: nn.Module, batch: Batch, precision: Precision, micro_batch_size: int
 ) -> Tensor:
     """Add the gradient of one optimizer step to the parameters; return its loss, a detached scalar.
 
@@ -95,20 +97,27 @@ def accumulate(
     total = torch.zeros((), device=device)
     with precision.autocast(device):  # casts each weight once, and keeps it for all micro-batches
         for micro_batch in batch.micro_batches(micro_batch_size):
-            loss = loss_sum(model, micro_batch.to(device)) / batch.label_tokens
-            with torch.autocast(device.type, enabled=False):
-                precision.scaler.scale(loss).backward()
-            total += loss.detach()
+            total += backward(model, micro_batch.to(device), batch.label_tokens, precision)
     return total
+
+
+def backward(
+    model: nn.Module, rows: Rows, label_tokens: int | Tensor, precision: Precision
+) -> Tensor:
+    """Add the gradient of one forward pass; return its share of the step's loss, detached."""
+    loss = loss_sum(model, rows) / label_tokens
+    with torch.autocast(loss.device.type, enabled=False):
+        precision.scaler.scale(loss).backward()
+    return loss.detach()
 
 
 def assess(
     model: nn.Module,
-    validation: "Batches",
+    validation: Batches,
     precision: Precision,
     plan: "Plan",
     *,
-    run: "Run",
+    run: Run,
     state: "State",
 ) -> None:
     """Validate, judge, and write the row that is owed; a signal leaves it owed to the resume."""
@@ -127,7 +136,7 @@ def assess(
 @torch.no_grad()
 def validate(
     model: nn.Module,
-    validation: "Batches",
+    validation: Batches,
     precision: Precision,
     plan: "Plan",
     *,
@@ -219,14 +228,14 @@ class State:
         # loss and gradient norm on the device; what is known of the step beside them
         self.pending: list[tuple[Tensor, tuple[int, int, tuple[int, ...], bool]]] = []
 
-    def count(self, loss: Tensor, grad_norm: Tensor, batch: "Batch", *, skipped: bool) -> None:
+    def count(self, loss: Tensor, grad_norm: Tensor, batch: Batch, *, skipped: bool) -> None:
         """Take note of one finished step without waiting for its numbers."""
         self.step += 1
         self.tokens += batch.label_tokens
         known = (self.step, batch.label_tokens, batch.indices, skipped)
         self.pending.append((torch.stack([loss, grad_norm.to(loss)]), known))
 
-    def is_spike(self, loss: Tensor, grad_norm: Tensor, batch: "Batch") -> bool:
+    def is_spike(self, loss: Tensor, grad_norm: Tensor, batch: Batch) -> bool:
         """Say whether a step stands out from those before it; waits for its numbers."""
         self.settle()
         return self.health.is_spike(loss.item(), grad_norm.item(), batch.indices)
@@ -301,49 +310,3 @@ class State:
 def perplexity(loss: float) -> float:
     """Return exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
-
-
-class MicroBatch(Rows, Protocol):
-    """Rows of one forward pass: int64 tensors [B, T]."""
-
-    @property
-    def segments(self) -> Tensor: ...  # number of the example at each position, -1: padding
-    def to(self, device: torch.device, /) -> "MicroBatch": ...
-
-
-class Batch(Protocol):
-    """The examples of one optimizer step."""
-
-    @property
-    def label_tokens(self) -> int: ...
-    @property
-    def indices(self) -> tuple[int, ...]: ...  # of its examples
-    def micro_batches(self, micro_batch_size: int, /) -> Iterator[MicroBatch]: ...
-
-
-class Batches(Protocol):
-    """A pure function of the optimizer step."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-    def __getitem__(self, step: int, /) -> Batch: ...
-
-
-class Run(Protocol):
-    """What the engine tells the world (llmexp/run.py)."""
-
-    def log(self, state: State, metrics: dict[str, float]) -> None: ...
-    def validated(self, model: nn.Module, state: State, found: Validation) -> None: ...
-    def checkpoint(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
-    ) -> None: ...
-    def out_of_memory(self, event: oom.Event) -> None: ...
-    def stops(self) -> bool: ...
-    def roll_back(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: State,
-        metrics: dict[str, float],
-        trouble: str,
-    ) -> None: ...

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmexp.engine import Batch, Batches, MicroBatch, Plan, State
+from llmexp.contracts import Batch, Batches, MicroBatch
+from llmexp.engine import Plan, State
 from llmexp.forecast import Forecast
 from llmexp.precision import Precision
 from llmexp.utilisation import Done, Utilisation, sizes

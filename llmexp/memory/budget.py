@@ -83,4 +83,6 @@ def enforce(budget: Budget, device: torch.device) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8")
     torch.backends.cuda.enable_cudnn_sdp(False)
     total = torch.cuda.mem_get_info(device)[1]
-    torch.cuda.set_per_process_memory_fraction(min(1.0, budget.bytes / total), device)
+    # it wants the number of the card: "cuda" alone, the current one, is refused
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(min(1.0, budget.bytes / total), index)

@@ -217,7 +217,7 @@ def probes() -> list[Request]:
 def _code() -> str:
     """Return a name for the code that is traced: the same for other comments and docstrings."""
     here = Path(__file__).parent
-    names = ("engine", "loss", "optimizer", "precision", "validation")
+    names = ("engine", "loss", "optimizer", "packed", "precision", "validation")
     above = (here.parent / f"{name}.py" for name in names)
     files = [*above, here / "allocator.py", *sorted((here / "trace").glob("*.py"))]
     text = "".join(ast.dump(_bare(ast.parse(path.read_text()))) for path in files)

@@ -96,7 +96,7 @@ def both_trackers() -> dict[str, float]:
 
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(attn_implementation="sdpa"))
-    with fake_gpu() as device, step.packing(False):
+    with fake_gpu() as device:
         theirs, ours = MemTracker(), Recorder(device)
         with ours:
             step.materialize(model, device)

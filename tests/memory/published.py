@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmexp import packed
 from llmexp.memory import allocator
 from llmexp.memory.trace.device import fake_gpu
 from llmexp.memory.trace.recorder import Recorder, Recording
-from llmexp.memory.trace.step import WORKSPACE, materialize, packing
+from llmexp.memory.trace.step import WORKSPACE, materialize
 
 
 def guide_row(layers: int, width: int, heads: int, *, rows: int) -> Recording:
@@ -27,7 +28,7 @@ def guide_row(layers: int, width: int, heads: int, *, rows: int) -> Recording:
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=heads, attn_implementation="sdpa")
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
-    with fake_gpu("flash") as device, packing(False):
+    with fake_gpu("flash") as device, packed.told(None):
         recorder = Recorder(device)
         with recorder:
             materialize(model, device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmexp import engine, optimizer, precision
+from llmexp.contracts import Run
 from llmexp.memory.setting import Setting
 
 
@@ -52,7 +53,7 @@ def fit(
         schedule=lambda step, steps: 1.0,
         precision=precision.Precision(name=batches.setting.precision, tf32=False).choose(device),
         plan=plan,
-        run=cast(engine.Run, _Silent()),
+        run=cast(Run, _Silent()),
         state=engine.State(),
     )
     return plan

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def trace(setting: Setting, batches: Batches, *, steps: int = 2) -> Recording:
     trained = bare_model(config)
     trained.llmexp_reaches_head = reaches_head(config)
     Precision(name=setting.precision, tf32=False).cast_weights(trained)
-    with fake_gpu(setting.kernel) as device, packing(setting.packed):
+    with fake_gpu(setting.kernel) as device:
         recorder = Recorder(device)
         with recorder:
             materialize(trained, device)
@@ -107,23 +106,6 @@ def materialize(module: nn.Module, device: torch.device) -> None:
 
 def _is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter)
-
-
-@contextlib.contextmanager
-def packing(packed: bool) -> Iterator[None]:
-    """Let transformers see what it would see in real position ids: packed examples, or none.
-
-    It cannot look into fake ones and then prepares for the worst, a mask.
-    """
-    from transformers import masking_utils
-
-    original = masking_utils.find_packed_sequence_indices
-    if not packed:
-        masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = original
 
 
 def _tensors(state: Mapping[Any, Mapping[str, Any]]) -> list[Tensor]:
