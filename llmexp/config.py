@@ -87,6 +87,7 @@ RULES: Mapping[str, Rule] = {
     "train.batch_size": _whole(1),
     "train.micro_batch_size": _whole(1) | "auto",
     "train.activation_checkpointing": FLAG | "auto",
+    "train.cuda_graphs": FLAG | "auto",
     "train.allow": Rule(
         "a list of adamw8bit and bf16_parameters, as in [adamw8bit]",
         lambda v: isinstance(v, list) and {*map(str, v)} <= {"adamw8bit", "bf16_parameters"},

@@ -115,6 +115,7 @@ def fit(parts: Parts, plan: engine.Plan, run: Run, state: engine.State) -> None:
             plan=plan,
             run=run,
             state=state,
+            passes=parts.passes,
         )
         tell_memory(parts, run)
         run.finish(parts.model, state)

@@ -180,10 +180,11 @@ def _sweep(
         t = targets[chunk, None]
         ignored, t = t == IGNORE, t.clamp_min(0)
         h = hidden[chunk].masked_fill(ignored, 0)
-        # one name for all, so that no [CHUNK, V] outlives its use
-        logits, slope = _bent(F.linear(h, weight, bias), head, exact)
+        # one name for all, and in place: a second [CHUNK, V] would be the largest tensor of many
+        logits = F.linear(h, weight, bias).to(exact)
+        slope = _bend(logits, head)
         logits[:, size:] = -math.inf
-        logits = _log_softmax(logits, exact)
+        torch.log_softmax(logits, 1, out=logits)
         total -= logits.gather(1, t).masked_fill_(ignored, 0).sum()
         if not any(wanted):
             continue
@@ -218,24 +219,16 @@ def _aligned(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return padded
 
 
-def _bent(logits: Tensor, head: Head, exact: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Scale and soft-cap logits as the head does; return them, and the slope of the soft-cap."""
-    slope = None
+def _bend(logits: Tensor, head: Head) -> Tensor | None:
+    """Scale and soft-cap logits in place, as the head does; return the slope of the soft-cap."""
     if head.scale != 1.0:
-        logits = logits.to(exact).mul_(head.scale)
-    if head.softcap is not None:
-        logits = logits.to(exact).div_(head.softcap).tanh_()
-        slope = 1 - logits.square()
-        logits.mul_(head.softcap)
-    return logits, slope
-
-
-def _log_softmax(logits: Tensor, exact: torch.dtype) -> Tensor:
-    """Return the logarithms of the probabilities, [CHUNK, V], in place of the logits where they
-    have that format: a second [CHUNK, V] would be the largest tensor of small models."""
-    if logits.dtype != exact:
-        return F.log_softmax(logits, 1, dtype=exact)
-    return torch.log_softmax(logits, 1, out=logits)
+        logits.mul_(head.scale)
+    if head.softcap is None:
+        return None
+    logits.div_(head.softcap).tanh_()
+    slope = 1 - logits.square()
+    logits.mul_(head.softcap)
+    return slope
 
 
 def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmexp import config, cpu, data, optimizer
+from llmexp import config, cpu, data, gpu, optimizer
+from llmexp.contracts import Accumulate
 from llmexp.logger import Logger
 from llmexp.loss import probe_head
 from llmexp.memory import budget, planner
@@ -35,6 +36,8 @@ class Parts:
     fits: planner.Plan
     logger: Logger
     packs: bool  # short examples share rows
+    passes: Accumulate | None  # how those of a step run, where it is not one kernel after another
+    launch: str  # the same in words
     remarks: list[str]  # what had to be done differently, and why
 
 
@@ -73,6 +76,7 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
     packs, unpacked_because = data.can_pack(model)
     precision.cast_weights(model)
     pack = settings["data"]["pack"] and packs
+    passes, launched = gpu.graphs(settings["train"]["cuda_graphs"], fits, device)
     batches, validation = sides(corpus, settings, rows=fits.micro_batch_size, pack=pack)
     return Parts(
         name=blueprint.name,
@@ -88,6 +92,8 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
         fits=fits,
         logger=logger,
         packs=pack,
+        passes=passes,
+        launch=launched,
         remarks=remarks(model, full_logits_because, unpacked_because),
     )
 

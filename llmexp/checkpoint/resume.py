@@ -26,7 +26,12 @@ SAFE = (
 )
 
 # how a run fits: the same sums, which another cut rounds differently
-FIT = ("hw", "train.activation_checkpointing", "train.micro_batch_size")
+FIT = (
+    "hw",
+    "train.activation_checkpointing",
+    "train.cuda_graphs",
+    "train.micro_batch_size",
+)
 
 # more of them is safe for the steps behind us. The steps ahead follow the longer schedule: the
 # learning rate is a function of progress = step / total steps, so it rises at the seam, and the end

@@ -27,6 +27,7 @@ FREE = (
     "samples",
     "train.micro_batch_size",
     "train.activation_checkpointing",
+    "train.cuda_graphs",
     "train.log_every",
 )
 
