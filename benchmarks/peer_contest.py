@@ -75,7 +75,8 @@ def run(task: Task, environment: Environment, *, round: int, seed: int) -> Resul
 def command_of(task: Task, environment: Environment, seed: int) -> tuple[list[str], dict[str, str]]:
     """Return the command of a contestant, and what its environment needs."""
     if task.peer == "llmexp":
-        return llmexp_command(task, seed), {"PYTHONPATH": str(ROOT)}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return llmexp_command(task, seed), {"PYTHONPATH": os.pathsep.join(paths)}
     request = Path(task.output) / "task.json"
     request.write_text(as_json(task))
     return [environment.python, str(ROOT / "benchmarks" / "peer_run.py"), str(request)], {}

@@ -76,7 +76,7 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
     packs, unpacked_because = data.can_pack(model)
     precision.cast_weights(model)
     pack = settings["data"]["pack"] and packs
-    passes, launched = gpu.graphs(settings["train"]["cuda_graphs"], fits, device)
+    passes, launched = gpu.launch(settings["train"]["cuda_graphs"], fits, device)
     batches, validation = sides(corpus, settings, rows=fits.micro_batch_size, pack=pack)
     return Parts(
         name=blueprint.name,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmexp.memory.planner import Plan
 
 
-def graphs(wanted: bool | str, fits: Plan, device: torch.device) -> tuple[Graphs | None, str]:
+def launch(wanted: bool | str, fits: Plan, device: torch.device) -> tuple[Graphs | None, str]:
     """Return what runs the passes of a step by CUDA graphs, or None; and a line that says so.
 
     `wanted` is train.cuda_graphs. Graphs hold what a pass takes, beside all that comes between the
