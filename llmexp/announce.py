@@ -22,19 +22,27 @@ MEMORY_TOLERANCE = 0.05  # of the predicted peak
 
 
 def tell_memory(parts: Parts, run: Run) -> None:
-    """Put the predicted and the measured peak of the GPU side by side; warn if they differ much."""
+    """Put the predicted and the measured peak of the GPU side by side; warn if they differ much.
+
+    Less is no surprise where no pass was as large as planned: examples were short.
+    """
     if parts.device.type != "cuda" or parts.fits.predicted_gib is None:
         return
     predicted = parts.fits.predicted_gib
     measured = torch.cuda.max_memory_allocated(parts.device) / 2**30
+    planned = parts.fits.micro_batch_size * run.settings["data"]["max_length"]
+    share = run.batches.largest / planned  # of the tokens
     line = f"peak memory: {predicted:.2f} GiB predicted, {measured:.2f} GiB measured"
+    if share < 1:
+        line += f"; the largest pass had {share:.0%} of the planned {planned:,} tokens"
     if parts.passes is not None:
-        line += ", with CUDA graphs, which may take up to twice of it"
+        line += "; CUDA graphs may take up to twice"
     run.notes["Plan"].append(line)
     log.info(line)
-    most = predicted if parts.passes is None else 2 * predicted  # llmexp/gpu: the law of graphs
-    if not predicted * (1 - MEMORY_TOLERANCE) <= measured <= most * (1 + MEMORY_TOLERANCE):
-        log.warning(f"{line}: they differ by more than {MEMORY_TOLERANCE:.0%}")
+    least = predicted * (1 - MEMORY_TOLERANCE) if share == 1 else 0.0
+    most = predicted * (1 + MEMORY_TOLERANCE) * (1 if parts.passes is None else 2)
+    if not least <= measured <= most:
+        log.warning(f"the measured peak is more than {MEMORY_TOLERANCE:.0%} off: {line}")
 
 
 def run_info(run: Run, parts: Parts, state: engine.State) -> RunInfo:

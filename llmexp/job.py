@@ -16,6 +16,7 @@ from llmexp.console import Console
 from llmexp.doctor.facts import facts
 from llmexp.errors import RequestError, RunError
 from llmexp.logger import gradients
+from llmexp.memory import oom
 from llmexp.outcome import told_if_failed
 from llmexp.pace import Watched
 from llmexp.parts import Parts, build
@@ -105,18 +106,19 @@ def fit(parts: Parts, plan: engine.Plan, run: Run, state: engine.State) -> None:
     try:
         run.pace.start(state, parts.model, parts.precision)
         watch(parts, run, state)
-        engine.fit(
-            model=parts.model,
-            batches=run.batches,
-            validation=parts.validation,
-            optimizer=parts.optimizer,
-            schedule=parts.schedule,
-            precision=parts.precision,
-            plan=plan,
-            run=run,
-            state=state,
-            passes=parts.passes,
-        )
+        with told_if_out_of_memory(state, plan):
+            engine.fit(
+                model=parts.model,
+                batches=run.batches,
+                validation=parts.validation,
+                optimizer=parts.optimizer,
+                schedule=parts.schedule,
+                precision=parts.precision,
+                plan=plan,
+                run=run,
+                state=state,
+                passes=parts.passes,
+            )
         tell_memory(parts, run)
         run.finish(parts.model, state)
         outcome = {"pruned": "pruned", "signal": "stopped"}.get(state.stopped or "", "finished")
@@ -176,6 +178,23 @@ def derive(settings: Settings, parts: Parts) -> engine.Plan:
         seed=settings["seed"],
         advice=parts.fits.advice,
     )
+
+
+@contextmanager
+def told_if_out_of_memory(state: engine.State, plan: engine.Plan) -> Iterator[None]:
+    """Tell in words of memory that ran out where nothing is redone: in the update of the weights,
+    which cannot be cut, and in between."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not oom.is_out_of_memory(error):
+            raise
+        told = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RunError(
+            f"Out of memory after step {state.step}, outside of forward and backward, where a "
+            f"smaller micro-batch does not help ({told}). The last checkpoint is intact.\n"
+            f"{plan.advice}"
+        ) from None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ class Watched:
         self._batches = batches
         self.waited = 0.0  # seconds
         self.inputs, self.pairs = 0, 0  # as in llmexp.utilisation.Done
+        self.largest = 0  # tokens of a pass, padding included
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,6 +66,7 @@ class WatchedBatch:
                 self.owner.inputs += inputs
                 self.owner.pairs += pairs
                 return
+            self.owner.largest = max(self.owner.largest, micro_batch.segments.numel())
             more = sizes(micro_batch.segments)
             inputs, pairs = inputs + more[0], pairs + more[1]
             yield micro_batch

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,6 @@ from llmexp.loss import IGNORE
 from llmexp.precision import Precision
 
 KEPT = 32  # graphs; beyond them the one that was not used for longest is recorded anew
-OFTEN = 3  # uses of a shape from which on it is worth a graph: recording takes as long as 20 steps
 WIDTH = 64  # positions; rows are filled up to a multiple of it
 FINENESS = 8  # numbers of labels between two powers of two
 
@@ -91,8 +90,7 @@ class Graphs:
     """Does what `engine.accumulate` does, each pass by a graph."""
 
     def __init__(self) -> None:
-        self._refused = False  # this model goes kernel by kernel
-        self._uses: Counter[Shape] = Counter()
+        self._waits: bool | None = None  # such a model goes kernel by kernel; None: not tried yet
         self._passes: OrderedDict[Shape, Pass] = OrderedDict()
         self._gradients: list[Tensor] = []
         self._pool = torch.cuda.graph_pool_handle()
@@ -119,12 +117,11 @@ class Graphs:
         return total
 
     def _graph_for(self, rows: Rows, model: nn.Module, precision: Precision) -> Pass | None:
-        """Return the graph of a shape, recorded now if it is used often enough."""
+        """Return the graph of a shape, recorded now where there is none; None: go without."""
         shape = rows.shape
-        self._uses[shape] += 1
         if shape in self._passes:
             self._passes.move_to_end(shape)
-        elif not self._refused and self._uses[shape] >= OFTEN:
+        elif not self._waits:
             self._record(model, rows, precision)
         return self._passes.get(shape)
 
@@ -146,41 +143,49 @@ class Graphs:
         device = next(model.parameters()).device
         still, label_tokens = rows.to(device), torch.ones((), device=device)
         state = torch.cuda.get_rng_state(device)
-        try:
-            self._refused = self._waits(model, still, label_tokens, precision)
-            if self._refused:
-                name = type(model).__name__
-                log.info(f"launch  kernel by kernel: {name} reads numbers of the GPU in a pass")
-                return
-            while len(self._passes) >= KEPT:
-                self._passes.popitem(last=False)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                loss = self._pass(model, still, label_tokens, precision)
-        finally:
-            torch.cuda.set_rng_state(state, device)
-        self._passes[still.shape] = Pass(graph, still, label_tokens, loss)
-
-    def _waits(
-        self, model: nn.Module, rows: Rows, label_tokens: Tensor, precision: Precision
-    ) -> bool:
-        """Run a pass twice, and say whether the second had to wait for the GPU."""
-        placed = [weight.grad for weight in model.parameters()]
-        model.zero_grad(set_to_none=True)
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
-                for mode in ("default", "error"):  # the first may allocate and compile
-                    torch.cuda.set_sync_debug_mode(mode)
-                    self._pass(model, rows, label_tokens, precision)
-                    model.zero_grad(set_to_none=True)
+                if self._waits is None:
+                    self._waits = self._try(model, still, label_tokens, precision)
+                if self._waits:
+                    name = type(model).__name__
+                    log.info(f"launch  kernel by kernel: {name} reads numbers of the GPU in a pass")
+                    return
+                graph = torch.cuda.CUDAGraph()
+                torch.cuda.synchronize()
+                graph.capture_begin(pool=self._pool)
+                try:
+                    loss = self._pass(model, still, label_tokens, precision)
+                finally:
+                    graph.capture_end()
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            torch.cuda.set_rng_state(state, device)
+        while len(self._passes) >= KEPT:
+            self._passes.popitem(last=False)
+        self._passes[still.shape] = Pass(graph, still, label_tokens, loss)
+
+    def _try(
+        self, model: nn.Module, rows: Rows, label_tokens: Tensor, precision: Precision
+    ) -> bool:
+        """Run a pass twice, and say whether the second had to wait for the GPU.
+
+        Raises torch.OutOfMemoryError where it does not fit: better here than while recording.
+        """
+        placed = [weight.grad for weight in model.parameters()]
+        model.zero_grad(set_to_none=True)
+        try:
+            for mode in ("default", "error"):  # the first may allocate and compile
+                torch.cuda.set_sync_debug_mode(mode)
+                self._pass(model, rows, label_tokens, precision)
+                model.zero_grad(set_to_none=True)
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
             return True
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            torch.cuda.current_stream().wait_stream(self._stream)
             for weight, gradient in zip(model.parameters(), placed, strict=True):
                 weight.grad = gradient
         torch.cuda.empty_cache()  # the graph takes as much again, from its own pool
