@@ -20,6 +20,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +52,7 @@ GUIDE = (  # layers, width, heads, rows, GiB: the guide's rows for 12 and 24 GB
 )
 
 
+CHILDREN: list[subprocess.Popen[str]] = []
 HEADINGS = (
     *("case", "passes x rows", "predicted, GiB", "measured", "error"),
     *("reserved: predicted, GiB", "measured", "cap", "retries", "squeezed: rows"),
@@ -69,6 +72,7 @@ def main() -> int:
         print("benchmarks/memory.py measures a CUDA device, and PyTorch finds none here.")
         print("Without one: python -m llmexp.plan, and pytest tests/memory.")
         return 2
+    signal.signal(signal.SIGTERM, stop)
     for line in heading():
         print(line, flush=True)
     free = torch.cuda.mem_get_info()[0] / GIB
@@ -190,12 +194,25 @@ def judge_plain(shape: Mapping[str, int], gib: float) -> bool:
 
 def child(task: str, case: Mapping[str, Any]) -> dict[str, Any]:
     """Run a task in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, task], input=json.dumps(case), capture_output=True, text=True
+    process = subprocess.Popen(
+        [sys.executable, __file__, task],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    if done.returncode:
-        raise SystemExit(f"{task} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    CHILDREN.append(process)
+    answer, complaint = process.communicate(json.dumps(case))
+    if process.returncode:
+        raise SystemExit(f"{task} failed:\n{complaint[-3000:]}")
+    return dict(json.loads(answer.splitlines()[-1]))
+
+
+def stop(*_: object) -> None:
+    """End at once, and leave no child on the card."""
+    for process in CHILDREN:
+        process.kill()
+    os._exit(143)
 
 
 def train(case: Mapping[str, Any], device: Any) -> dict[str, Any]:
