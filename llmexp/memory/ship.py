@@ -84,8 +84,8 @@ def table() -> Iterator[str]:
             yield "| " + " | ".join(row(model, hw)) + " |"
     yield ""
     torch = f"torch {measure.versions()['torch']}"
-    yield f"Simulation ({torch}): the traced step of the engine, replayed under each cap. Measured:"
-    yield "20 steps under the same cap; what was predicted is right to 0.21 % of what was allocated."
+    yield f"Simulation ({torch}): the traced step of the engine, replayed under each cap."
+    yield "Measured: 20 steps under the same cap, and right to 0.21 % of what was allocated."
 
 
 def row(model: str, hw: str, *overrides: str) -> tuple[str, ...]:

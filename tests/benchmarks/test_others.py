@@ -36,3 +36,15 @@ def test_a_benchmark_starts(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert SAYS[name] in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["launch.py"])
+def test_what_measures_a_gpu_starts_or_says_that_there_is_none(name: str) -> None:
+    smallest = ["--steps", "2", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, *smallest], capture_output=True, text=True
+    )
+    has_gpu = "CUDA graphs, ms" in done.stdout
+    assert done.returncode == (0 if has_gpu else 2), done.stderr
+    assert has_gpu or "finds none here" in done.stdout
