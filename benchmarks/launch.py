@@ -50,7 +50,7 @@ def compared(rows: int, length: int, *, steps: int, rounds: int) -> tuple[float,
     from llmexp import engine
     from llmexp.gpu.graphs import Graphs
 
-    ways = [stepping(rows, length, engine.accumulate), stepping(rows, length, Graphs())]
+    ways = [stepping(rows, length, engine.accumulate), stepping(rows, length, Graphs(length))]
     found: list[list[float]] = [[], []]
     for _ in range(rounds):
         for way, times in zip(ways, found, strict=True):

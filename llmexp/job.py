@@ -46,7 +46,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
         start = resume.where_to_start(settings["resume"], folder)
         saved = checkpoint.peek(start).state if start else {}
         resume.refuse_other_settings(saved.get("config", settings), settings, folder)
-        parts = build(settings, overrides, taken=saved.get("taken"))
+        parts = build(settings, overrides, taken=saved.get("taken"), graphs=saved.get("graphs"))
         fingerprint = parts.corpus.fingerprint
         resume.refuse_other_data(saved.get("data", fingerprint), fingerprint)
         plan = derive(settings, parts)
@@ -72,6 +72,7 @@ def train(settings: Settings, folder: Path, overrides: list[str], trial: Trial) 
                 "config": dict(settings),
                 "data": parts.corpus.fingerprint,
                 "taken": parts.fits.taken,
+                "graphs": parts.passes is not None,
                 "run_id": saved.get("run_id") or uuid.uuid4().hex[:8],
             },
             notes={"Plan": plan_lines(settings, parts, plan), "Data": parts.corpus.report.lines()},
@@ -176,8 +177,14 @@ def derive(settings: Settings, parts: Parts) -> engine.Plan:
         on_nonfinite=wanted["on_nonfinite"],
         on_spike=wanted["on_spike"],
         seed=settings["seed"],
-        advice=parts.fits.advice,
+        advice=advice(parts),
     )
+
+
+def advice(parts: Parts) -> str:
+    """Return what to try when memory runs out all the same."""
+    graphs = "" if parts.passes is None else "Set train.cuda_graphs=false: graphs hold memory.\n"
+    return graphs + parts.fits.advice
 
 
 @contextmanager

@@ -178,7 +178,8 @@ def _sweep(
     for start in range(0, hidden.shape[0], CHUNK):
         chunk = slice(start, start + CHUNK)
         t = targets[chunk, None]
-        ignored, t = t == IGNORE, t.clamp_min(0)
+        ignored = t == IGNORE
+        t = t.masked_fill(ignored, 0)
         h = hidden[chunk].masked_fill(ignored, 0)
         # one name for all, and in place: a second [CHUNK, V] would be the largest tensor of many
         logits = F.linear(h, weight, bias).to(exact)

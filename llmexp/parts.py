@@ -41,11 +41,18 @@ class Parts:
     remarks: list[str]  # what had to be done differently, and why
 
 
-def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | None = None) -> Parts:
+def build(
+    settings: Settings,
+    overrides: list[str],
+    *,
+    taken: Sequence[str] | None = None,
+    graphs: bool | None = None,
+) -> Parts:
     """Build every part. Cheap checks come first, so that a wrong request is refused within
     seconds.
 
-    `taken`: what a run that continues has taken of train.allow.
+    Of a run that continues: `taken`, what it has taken of train.allow; `graphs`, whether it
+    launches CUDA graphs.
     """
     quiet()
     blueprint = config.call(settings["model"])
@@ -64,6 +71,7 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
     precision, factory = as_planned(fits, precision, device)
     if fits.budget is not None and device.type == "cuda":
         budget.enforce(fits.budget, device)
+    passes, launched = gpu.launch(settings, fits, device, before=graphs)
 
     tokenizer = blueprint.load_tokenizer(source.texts(), vocab_size=architecture.vocab_size)
     corpus = source.tokenize(
@@ -76,7 +84,6 @@ def build(settings: Settings, overrides: list[str], *, taken: Sequence[str] | No
     packs, unpacked_because = data.can_pack(model)
     precision.cast_weights(model)
     pack = settings["data"]["pack"] and packs
-    passes, launched = gpu.launch(settings["train"]["cuda_graphs"], fits, device)
     batches, validation = sides(corpus, settings, rows=fits.micro_batch_size, pack=pack)
     return Parts(
         name=blueprint.name,

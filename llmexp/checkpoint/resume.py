@@ -25,6 +25,7 @@ SAFE = (
     "train.validate_first",
 )
 
+DRAWN = "where there is dropout, it draws other numbers"
 # how a run fits: the same sums, which another cut rounds differently
 FIT = (
     "hw",
@@ -85,7 +86,7 @@ def config_differences(
         if _is_below(key, SAFE):
             allowed.append(told)
         elif _is_below(key, FIT):
-            allowed.append(f"{told} (the same gradient, rounded differently)")
+            allowed.append(f"{told} (the same gradient, rounded differently; {DRAWN})")
         elif key in GROWING and _limit(new) > _limit(old):
             allowed.append(f"{told} (the learning rate ahead follows the longer run)")
         else:

@@ -39,10 +39,11 @@ def _gelu(wide: Tensor) -> Tensor:
 def install(model: nn.Module) -> None:
     """Let the perceptrons of a GPT-2 in `model` run by this module, in place."""
     from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+    from transformers.pytorch_utils import Conv1D
 
     class Perceptron(GPT2MLP):  # type: ignore[misc]
         def forward(self, hidden_states: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled() or type(self.c_proj) is not Conv1D:
                 return super().forward(hidden_states)  # type: ignore[no-any-return]
             flat = self.c_fc(hidden_states).flatten(0, -2)
             out = Product.apply(flat, self.c_proj.weight, self.c_proj.bias)  # type: ignore[no-untyped-call]

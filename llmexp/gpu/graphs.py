@@ -10,15 +10,17 @@ What has to hold for that:
   label, so it adds nothing to loss and gradient.
 * Memory stays where it is. Inputs are copied into the graph's own; gradients keep their place
   between steps; all graphs share one pool, since no two of them run at once.
-* Nothing reads a number of the GPU on the way. A family that does (a router, a scan) is found out
-  before anything is recorded, and goes kernel by kernel.
+* Nothing reads a number of the GPU on the way, and nothing is drawn on the host. A family that does
+  (a router, a scan, dropped layers) is found out by trying, and goes kernel by kernel.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
+import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +29,15 @@ from torch.nn import functional as F
 
 from llmexp import engine
 from llmexp.contracts import Batch, MicroBatch
+from llmexp.errors import RunError
 from llmexp.loss import IGNORE
+from llmexp.memory import oom
 from llmexp.precision import Precision
 
 KEPT = 32  # graphs; beyond them the one that was not used for longest is recorded anew
-WIDTH = 64  # positions; rows are filled up to a multiple of it
-FINENESS = 8  # numbers of labels between two powers of two
+WIDTHS = 8  # of rows: eighths of data.max_length
+NUMBERS = 4  # of labels: quarters of the positions
+DRAWN_ON_THE_HOST = ("layerdrop", "decoder_layerdrop")  # which layers run
 
 Shape = tuple[int, int, int, bool]  # B, T, N, and whether rows are packed
 log = logging.getLogger("llmexp")
@@ -89,107 +94,120 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 class Graphs:
     """Does what `engine.accumulate` does, each pass by a graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_length: int) -> None:
+        """`max_length`: inputs of a row at most (data.max_length)."""
+        self._max_length = max_length
         self._waits: bool | None = None  # such a model goes kernel by kernel; None: not tried yet
         self._passes: OrderedDict[Shape, Pass] = OrderedDict()
-        self._gradients: list[Tensor] = []
+        self._weights: list[nn.Parameter] = []  # those that get a gradient
+        self._gradients: list[Tensor] = []  # theirs
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
+        oom.holders.add(self)
 
     def __call__(
         self, model: nn.Module, batch: Batch, precision: Precision, micro_batch_size: int
     ) -> Tensor:
         """Add the gradient of one optimizer step to the parameters; return its loss."""
         device = next(model.parameters()).device
-        longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         total = torch.zeros((), device=device)
-        try:
-            self._place_gradients(model)
-            for micro_batch in batch.micro_batches(micro_batch_size):
-                rows = filled(micro_batch, longest=longest)
-                if found := self._graph_for(rows, model, precision):
-                    total += found.run(rows, batch.label_tokens)
-                else:
-                    total += self._pass(model, rows.to(device), batch.label_tokens, precision)
-        except torch.OutOfMemoryError:
-            self._passes.clear()  # and gives back what they hold
-            raise
+        placed = False
+        for micro_batch in batch.micro_batches(micro_batch_size):
+            rows = filled(micro_batch, self._max_length)
+            if self._waits is None:
+                self._waits = self._try(model, rows.to(device), precision)
+            if self._waits:
+                return engine.accumulate(model, batch, precision, micro_batch_size)
+            if not placed:
+                self._place_gradients()
+                placed = True
+            if rows.shape not in self._passes:
+                self._record(model, rows, precision)
+            self._passes.move_to_end(rows.shape)
+            total += self._passes[rows.shape].run(rows, batch.label_tokens)
         return total
 
-    def _graph_for(self, rows: Rows, model: nn.Module, precision: Precision) -> Pass | None:
-        """Return the graph of a shape, recorded now where there is none; None: go without."""
-        shape = rows.shape
-        if shape in self._passes:
-            self._passes.move_to_end(shape)
-        elif not self._waits:
-            self._record(model, rows, precision)
-        return self._passes.get(shape)
+    def give_back(self) -> None:
+        """Give back what the graphs hold: memory ran out, here or elsewhere."""
+        self._passes.clear()
+        self._gradients = []
 
-    def _place_gradients(self, model: nn.Module) -> None:
+    def _place_gradients(self) -> None:
         """Put zeros where the graphs add their gradients."""
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
         if not self._gradients:
-            self._gradients = [torch.zeros_like(weight) for weight in weights]
+            self._gradients = [torch.zeros_like(weight) for weight in self._weights]
         else:
             torch._foreach_zero_(self._gradients)
-        for weight, gradient in zip(weights, self._gradients, strict=True):
+        for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
 
     def _record(self, model: nn.Module, rows: Rows, precision: Precision) -> None:
-        """Record a pass of this shape, unless the model cannot be recorded.
+        """Record a pass of this shape; nothing of it is computed yet.
 
-        That changes nothing else: neither gradients nor random numbers.
+        Raises RunError where it cannot be recorded, though trying it found nothing.
         """
         device = next(model.parameters()).device
         still, label_tokens = rows.to(device), torch.ones((), device=device)
-        state = torch.cuda.get_rng_state(device)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        try:
-            with torch.cuda.stream(self._stream):
-                if self._waits is None:
-                    self._waits = self._try(model, still, label_tokens, precision)
-                if self._waits:
-                    name = type(model).__name__
-                    log.info(f"launch  kernel by kernel: {name} reads numbers of the GPU in a pass")
-                    return
-                graph = torch.cuda.CUDAGraph()
-                torch.cuda.synchronize()
-                graph.capture_begin(pool=self._pool)
-                try:
-                    loss = self._pass(model, still, label_tokens, precision)
-                finally:
+        graph = torch.cuda.CUDAGraph()
+        with self._aside(device):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # no cached block is given back while recording
+            graph.capture_begin(pool=self._pool)
+            try:
+                loss = self._pass(model, still, label_tokens, precision)
+                graph.capture_end()
+            except RuntimeError as error:
+                with suppress(RuntimeError):
                     graph.capture_end()
-        finally:
-            torch.cuda.current_stream().wait_stream(self._stream)
-            torch.cuda.set_rng_state(state, device)
+                if oom.is_out_of_memory(error):
+                    raise
+                raise RunError(
+                    f"a pass of {type(model).__name__} cannot be recorded as a CUDA graph "
+                    f"({str(error).partition(chr(10))[0]}): use train.cuda_graphs=false"
+                ) from error
         while len(self._passes) >= KEPT:
             self._passes.popitem(last=False)
         self._passes[still.shape] = Pass(graph, still, label_tokens, loss)
 
-    def _try(
-        self, model: nn.Module, rows: Rows, label_tokens: Tensor, precision: Precision
-    ) -> bool:
+    def _try(self, model: nn.Module, rows: Rows, precision: Precision) -> bool:
         """Run a pass twice, and say whether the second had to wait for the GPU.
 
-        Raises torch.OutOfMemoryError where it does not fit: better here than while recording.
+        The first may allocate and compile; it shows which weights get a gradient. Changes neither
+        gradients nor random numbers.
         """
-        placed = [weight.grad for weight in model.parameters()]
-        model.zero_grad(set_to_none=True)
+        if any(getattr(model.config, name, None) for name in DRAWN_ON_THE_HOST):
+            return True
+        device = rows.input_ids.device
         try:
-            for mode in ("default", "error"):  # the first may allocate and compile
-                torch.cuda.set_sync_debug_mode(mode)
-                self._pass(model, rows, label_tokens, precision)
-                model.zero_grad(set_to_none=True)
+            with self._aside(device), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a mode that is new
+                self._pass(model, rows, torch.ones((), device=device), precision)
+                self._weights = [w for w in model.parameters() if w.grad is not None]
+                torch.cuda.set_sync_debug_mode("error")
+                self._pass(model, rows, torch.ones((), device=device), precision)
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
+            name = type(model).__name__
+            log.info(f"launch  kernel by kernel: {name} reads numbers of the GPU in a pass")
             return True
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            for weight, gradient in zip(model.parameters(), placed, strict=True):
-                weight.grad = gradient
-        torch.cuda.empty_cache()  # the graph takes as much again, from its own pool
+            model.zero_grad(set_to_none=True)
         return False
+
+    @contextmanager
+    def _aside(self, device: torch.device) -> Iterator[None]:
+        """Work on the stream that records, and leave all random numbers as they were."""
+        before, state = torch.get_rng_state(), torch.cuda.get_rng_state(device)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            torch.set_rng_state(before)
+            torch.cuda.set_rng_state(state, device)
 
     def _pass(
         self, model: nn.Module, rows: Rows, label_tokens: int | Tensor, precision: Precision
@@ -198,30 +216,30 @@ class Graphs:
             return engine.backward(model, rows, label_tokens, precision)
 
 
-def filled(micro_batch: MicroBatch, *, longest: int) -> Rows:
+def filled(micro_batch: MicroBatch, max_length: int) -> Rows:
     """Return the rows of a micro-batch, filled up to a shape that others have too.
 
-    A filling label points at a position whose target is IGNORE; `longest`: positions that the model
-    has.
+    Rows are as wide as so many eighths of `max_length`; labels are so many quarters of the
+    positions. A filling label points at a position whose target is IGNORE.
     """
     width = micro_batch.input_ids.shape[1]
-    extra = max(width, min(-(-width // WIDTH) * WIDTH, longest)) - width
+    extra = max(width, min(ceiling(width, -(-max_length // WIDTHS)), max_length)) - width
     targets = F.pad(micro_batch.targets, (0, extra), value=IGNORE)
     labels = micro_batch.labels + micro_batch.labels // width * extra
-    unused = (targets.flatten() == IGNORE).nonzero()
-    number = min(rounded(len(labels)), targets.numel())
+    positions = targets.numel()
+    number = min(ceiling(len(labels), -(-positions // NUMBERS)), positions)
     if number > len(labels):
-        labels = torch.cat([labels, unused[0].expand(number - len(labels))])
-    positions = micro_batch.position_ids
+        unused = (targets.flatten() == IGNORE).nonzero()[0]
+        labels = torch.cat([labels, unused.expand(number - len(labels))])
+    position_ids = micro_batch.position_ids
     return Rows(
         input_ids=F.pad(micro_batch.input_ids, (0, extra)),
         targets=targets,
-        position_ids=None if positions is None else F.pad(positions, (0, extra)),
+        position_ids=None if position_ids is None else F.pad(position_ids, (0, extra)),
         labels=labels,
     )
 
 
-def rounded(number: int) -> int:
-    """Return the next larger number that passes may have, at most an eighth more from 512 on."""
-    step = max(WIDTH, 1 << max(0, number.bit_length() - FINENESS.bit_length()))
-    return -(-number // step) * step
+def ceiling(number: int, step: int) -> int:
+    """Return the next multiple of `step`, from one on."""
+    return max(1, -(-number // step)) * step

@@ -87,3 +87,4 @@ def enforce(budget: Budget, device: torch.device) -> None:
     # it wants the number of the card: "cuda" alone, the current one, is refused
     index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.set_per_process_memory_fraction(min(1.0, budget.bytes / total), index)
+    torch.cuda.reset_peak_memory_stats(index)  # of an earlier run in this process

@@ -31,14 +31,14 @@ def micro_batch_size(settings: Mapping[str, Any], *, free: int | None) -> tuple[
 def estimate(architecture: Mapping[str, int], tokens: int) -> float:
     """Return roughly the bytes that training a GPT-2 in float32 takes on the CPU.
 
-    16 bytes per parameter (weights, gradients, AdamW), 66 per token, layer and width (traced with
-    a fused GELU), three copies of the logits of up to 1,024 tokens.
+    16 bytes per parameter (weights, gradients, AdamW), 50 per token, layer and width (traced with
+    a fused GELU, whose result is not kept), three copies of the logits of up to 1,024 tokens.
     """
     width, layers = architecture["n_embd"], architecture["n_layer"]
     vocabulary, positions = architecture["vocab_size"], architecture["n_positions"]
     parameters = (vocabulary + positions) * width + layers * (12 * width**2 + 13 * width)
     logits = 12 * min(tokens, 1024) * vocabulary
-    return 16 * parameters + 66 * tokens * layers * width + logits
+    return 16 * parameters + 50 * tokens * layers * width + logits
 
 
 def available() -> int | None:

@@ -177,16 +177,16 @@ def _holds(content: dict[str, Any]) -> bool:
     if at_hand["transformers"] in known["transformers"]:
         return True
     found = [_cached(probe) for probe in probes()]
+    pairs = list(zip(probes(), found, strict=True))
+    if any(result not in (None, results.get(probe.key)) for probe, result in pairs):
+        return False
     if None in found:
         log.info(
             f"memory  do the numbers that ship hold for transformers {at_hand['transformers']}? "
             f"tracing {found.count(None)} steps of GPT-2, once ..."
         )
     try:
-        return all(
-            (result or _traced(probe)) == results.get(probe.key)
-            for probe, result in zip(probes(), found, strict=True)
-        )
+        return all((result or _traced(probe)) == results.get(probe.key) for probe, result in pairs)
     except Unmeasurable:
         return False
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -39,6 +40,15 @@ _CALLED = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+
+
+class Holder(Protocol):
+    """What holds memory that a step can be redone without."""
+
+    def give_back(self) -> None: ...
+
+
+holders: weakref.WeakSet[Holder] = weakref.WeakSet()  # asked when memory has run out
 
 
 class Sized(Protocol):
@@ -148,8 +158,11 @@ def _forget(error: BaseException | None) -> None:
 
 
 def _release(model: torch.nn.Module) -> None:
-    """Give back what the failed try holds: gradients, reference cycles, cached blocks."""
+    """Give back what the failed try holds, and what others hold: gradients, graphs, reference
+    cycles, cached blocks."""
     model.zero_grad(set_to_none=True)
+    for holder in holders:
+        holder.give_back()
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where CUDA was not used
 
