@@ -71,6 +71,28 @@ def test_gradcheck(has_bias: bool, scale: float, softcap: float | None) -> None:
     assert torch.allclose(chunked(hidden, weight, bias), full)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocabulary", [63, 64, 67])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_tokens_that_only_align_the_head_take_part_in_nothing(
+    has_bias: bool, vocabulary: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(3)
+    hidden = torch.randn(9, 4).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, 4).to(dtype).float().requires_grad_()
+    bias = torch.randn(vocabulary).to(dtype).float().requires_grad_() if has_bias else None
+    targets = torch.randint(0, vocabulary, (9,))
+    targets[4] = IGNORE
+    parts = [part for part in (hidden, weight, bias) if part is not None]
+    ours = ChunkedCrossEntropy.apply(hidden, weight, bias, targets, 1.0, None)
+    full = F.cross_entropy(F.linear(hidden.float(), weight, bias), targets, reduction="sum")
+    torch.testing.assert_close(ours, full, rtol=2e-2, atol=2e-2)
+    for one, other in zip(
+        torch.autograd.grad(ours, parts), torch.autograd.grad(full, parts), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
 def test_small_probabilities_survive_float16_because_the_loss_scale_comes_first() -> None:
     weight = torch.zeros(3, 2, requires_grad=True)
     hidden = torch.tensor([[1.0, 0.0]]).half()
