@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ SEARCH = (
     "model.architecture={n_layer:1,n_head:2,n_embd:32,n_positions:32,vocab_size:300}",
     "hw=cpu",
 )
+LONGER = (*SEARCH, "train.epochs=6", "logger=none")  # 25 rows of metrics per trial
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -62,11 +64,17 @@ def job_of(run_folder: Path) -> int:
     return int(lock.read_text().split()[0])
 
 
+def waits_for(pid: int, number: int) -> bool:
+    """Say whether a signal that was sent to a halted process waits there for it to go on."""
+    [mask] = re.findall(r"^ShdPnd:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a sweep that nobody killed."""
     folder = tmp_path_factory.mktemp("whole")
-    run(folder, *SEARCH, "logger=none")
+    run(folder, *LONGER)
     return folder / "multirun" / "s"
 
 
@@ -75,19 +83,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sweep_killed_within_a_trial_ends_with_the_same_runs(
     undisturbed: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    sweep = start(tmp_path / "killed", *SEARCH, "logger=none")
+    sweep = start(tmp_path / "killed", *LONGER)
     second = tmp_path / "killed" / "multirun" / "s" / "1"
     while len(rows(second)) < 4:
         assert sweep.poll() is None, sweep.communicate()[0]
-        time.sleep(0.05)
+        time.sleep(0.01)
+    job = job_of(second)
+    os.kill(job, signal.SIGSTOP)  # the sweep looks once a second: the trial could be over by then
     sweep.send_signal(number)
     if number == signal.SIGKILL:
-        os.kill(job_of(second), signal.SIGKILL)
+        os.kill(job, signal.SIGKILL)
+    else:
+        while not waits_for(job, number):
+            time.sleep(0.01)
+        os.kill(job, signal.SIGCONT)
     assert sweep.wait(60) in (-number, 128 + number)
     sweep.communicate()
     assert len(rows(second)) < len(rows(undisturbed / "1"))
 
-    assert "trial 1 (start 2)" in run(tmp_path / "killed", *SEARCH, "logger=none")
+    assert "trial 1 (start 2)" in run(tmp_path / "killed", *LONGER)
     for trial in "01":
         whole, killed = undisturbed / trial, second.parent / trial
         assert rows(whole) == rows(killed)
