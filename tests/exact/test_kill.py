@@ -47,10 +47,15 @@ def test_killed_at_every_sixteenth_operation_of_a_whole_run(
         shutil.rmtree("outputs/any")
 
 
+def rows(metrics: Path) -> int:
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
 @pytest.mark.slow
 def test_the_real_command_killed_at_random_times(here: Path) -> None:
     longer = ("train.max_steps=120", "checkpoint.every_steps=5", "resume=auto")
     assert run(*command("calm", *longer), cwd=here).returncode == 0
+    metrics = here / "outputs/restless/metrics.jsonl"
     letters, kills = random.Random(0), 0
     for _ in range(60):
         process = subprocess.Popen(
@@ -61,13 +66,11 @@ def test_the_real_command_killed_at_random_times(here: Path) -> None:
             stderr=subprocess.PIPE,
         )
         waited = time.monotonic() + 60
-        metrics = here / "outputs/restless/metrics.jsonl"
-        seen = metrics.stat().st_size if metrics.exists() else 0
-        while process.poll() is None and time.monotonic() < waited:
-            time.sleep(0.02)  # until it trains; the import alone takes seconds
-            if metrics.exists() and metrics.stat().st_size > seen:
-                break
-        time.sleep(letters.uniform(0, 0.6))
+        # in rows: a fast machine would be at its end after five times a fraction of a second
+        until = rows(metrics) + letters.randint(1, 12)
+        while process.poll() is None and time.monotonic() < waited and rows(metrics) < until:
+            time.sleep(0.01)  # the import alone takes seconds
+        time.sleep(letters.uniform(0, 0.05))
         if process.poll() is None and kills < 5:
             kills += 1
             os.kill(process.pid, signal.SIGKILL)
