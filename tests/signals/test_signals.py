@@ -16,7 +16,7 @@ import sys, time
 from llmexp.signals import Stop
 with Stop() as stop:
     for step in range(600):
-        print("step", flush=True)
+        print("step" if stop.requested is None else "asked", flush=True)
         time.sleep(0.05)
         if stop.save_requested:
             print("saved", flush=True)
@@ -27,8 +27,8 @@ with Stop() as stop:
 """
 
 
-def run(signals: Sequence[int], *arguments: str) -> tuple[int, str, str]:
-    """Send the signals to a loop, one after each line that it prints."""
+def run(signals: Sequence[tuple[str, int]], *arguments: str) -> tuple[int, str, str]:
+    """Send the signals to a loop, each after a line: two that come at once may become one."""
     process = subprocess.Popen(
         [sys.executable, "-c", LOOP, *arguments],
         stdout=subprocess.PIPE,
@@ -37,8 +37,10 @@ def run(signals: Sequence[int], *arguments: str) -> tuple[int, str, str]:
     )
     assert process.stdout is not None
     seen = ""
-    for number in signals:
-        seen += process.stdout.readline()
+    for line, number in signals:
+        while not seen.endswith(f"{line}\n"):
+            assert process.poll() is None, seen
+            seen += process.stdout.readline()
         process.send_signal(number)
     rest, errors = process.communicate(timeout=30)
     return process.returncode, seen + rest, errors
@@ -46,21 +48,23 @@ def run(signals: Sequence[int], *arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_step_is_finished_and_the_exit_code_says_why(number: int, code: int) -> None:
-    returncode, output, errors = run([number])
+    returncode, output, errors = run([("step", number)])
     assert returncode == code
     assert output.endswith("saved and closed\n")
     assert "finishing this step, then saving" in errors
 
 
 def test_the_second_interrupt_stops_at_once() -> None:
-    returncode, output, errors = run([signal.SIGINT, signal.SIGINT], "deaf")
+    returncode, output, errors = run([("step", signal.SIGINT), ("asked", signal.SIGINT)], "deaf")
     assert returncode == -signal.SIGINT
     assert "saved and closed" not in output
     assert "KeyboardInterrupt" in errors
 
 
 def test_sigusr1_asks_to_save_and_the_loop_goes_on() -> None:
-    returncode, output, _ = run([signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM])
+    returncode, output, _ = run(
+        [("step", signal.SIGUSR1), ("saved", signal.SIGUSR1), ("step", signal.SIGTERM)]
+    )
     assert returncode == 143
     assert "saved\n" in output
 
