@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conftest import Toy
 
 SIX = ("hydra.sweeper.n_trials=6", "pause=0.05")
-THREE = ("hydra.sweeper.n_trials=3", "pause=0.05")
+THREE = ("hydra.sweeper.n_trials=3", "pause=0.2")
 LONG = ("hydra.sweeper.n_trials=2", "pause=0.3")
 
 
@@ -43,8 +43,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 def test_kill_the_sweeper_and_its_job(toy: "Toy") -> None:
     sweep = toy.start(*THREE)
-    toy.until(lambda: len(toy.job_pids()) == 2)
-    time.sleep(0.15)
+    toy.until(lambda: toy.evaluated().get("1", 0) >= 2)
     sweep.kill()
     kill(toy.job_pids()[-1])
     sweep.wait()
@@ -95,12 +94,13 @@ def test_stop_the_sweep_and_its_jobs_end_within_seconds(
 
 @pytest.mark.slow
 def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(toy: "Toy") -> None:
-    sweep = toy.start(*LONG, "fail=deaf", "hydra.launcher.grace=1")
+    sweep = toy.start("fail=deaf", "pause=2", "hydra.launcher.grace=1")
     toy.until(lambda: bool(toy.job_pids()))
     time.sleep(0.5)
     sweep.terminate()
     assert sweep.wait(20) == 143
     assert not alive(toy.job_pids()[0])
+    assert toy.evaluated().get("0", 0) < 6  # it did not end by itself
 
 
 @pytest.mark.slow
