@@ -197,7 +197,7 @@ def test_when_nothing_fits_there_is_no_winner(toy: "Toy") -> None:
     ("manner", "state"), [("exit", "failed"), ("kill", "finished"), ("hang", "infeasible")]
 )
 def test_one_job_that_dies_does_not_hurt_the_others(toy: "Toy", manner: str, state: str) -> None:
-    toy.run("hydra.sweeper.n_trials=2", f"fail={manner}", "hydra.launcher.timeout=5")
+    toy.run("hydra.sweeper.n_trials=2", f"fail={manner}", "hydra.launcher.timeout=15")
     assert toy.states()[:2] == ["finished", state]
     starts = {"exit": 3, "kill": 3, "hang": 2}  # replaced, continued, over
     assert len(toy.job_pids()) == starts[manner]
