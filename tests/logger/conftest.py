@@ -37,6 +37,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What W&B's logger has told the person so far."""
+    """What W&B's logger has told the person so far, but that it waits, as on any slow machine."""
     caplog.set_level(logging.INFO, "llmexp")
-    return lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("W&B")]
+
+    def lines() -> list[str]:
+        told = [record.getMessage() for record in caplog.records]
+        return [
+            line for line in told if line.startswith("W&B") and "closing its run, for" not in line
+        ]
+
+    return lines

@@ -153,7 +153,9 @@ def test_a_killed_run_keeps_what_it_logged_two_seconds_before(tmp_path: Path) ->
         "from llmexp.logger.wandb import Wandb\n"
         "logger = Wandb(); logger.start(run_info(Path('run')))\n"
         "[train_step(logger, Path('run'), step) for step in range(1, 7)]\n"
-        "logger.log(7, {}); time.sleep(6); print('now', flush=True); time.sleep(60)\n"
+        "logger.log(7, {})\n"
+        "while not list(Path('run').glob('wandb/*/*.wandb')): time.sleep(0.1)\n"
+        "time.sleep(6); print('now', flush=True); time.sleep(60)\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program, str(Path(__file__).parent)], stdout=subprocess.PIPE
@@ -184,11 +186,11 @@ def test_a_terminal_is_asked_nothing(tmp_path: Path) -> None:
         stderr=theirs,
     )
     os.close(theirs)
-    assert child.wait(timeout=30) == 0
+    assert child.wait(timeout=120) == 0
     lines = os.read(ours, 10_000).decode().splitlines()
     os.close(ours)
-    assert len(lines) == 1
-    assert lines[0].startswith("W&B: offline (no API key)")
+    [line] = [line for line in lines if "closing its run, for" not in line]  # that a slow one says
+    assert line.startswith("W&B: offline (no API key)")
 
 
 def test_what_cannot_be_is_refused() -> None:
