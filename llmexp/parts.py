@@ -48,11 +48,9 @@ def build(
     taken: Sequence[str] | None = None,
     graphs: bool | None = None,
 ) -> Parts:
-    """Build every part. Cheap checks come first, so that a wrong request is refused within
-    seconds.
+    """Build every part. Cheap checks come first: a wrong request is refused within seconds.
 
-    Of a run that continues: `taken`, what it has taken of train.allow; `graphs`, whether it
-    launches CUDA graphs.
+    Of a run that continues: what it has `taken` of train.allow, whether it has CUDA `graphs`.
     """
     quiet()
     blueprint = config.call(settings["model"])
