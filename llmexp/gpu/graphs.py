@@ -184,7 +184,10 @@ class Graphs:
                 self._pass(model, rows, torch.ones((), device=device), precision)
                 self._weights = [w for w in model.parameters() if w.grad is not None]
                 torch.cuda.set_sync_debug_mode("error")
-                self._pass(model, rows, torch.ones((), device=device), precision)
+                try:
+                    self._pass(model, rows, torch.ones((), device=device), precision)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
@@ -192,7 +195,6 @@ class Graphs:
             log.info(f"launch  kernel by kernel: {name} reads numbers of the GPU in a pass")
             return True
         finally:
-            torch.cuda.set_sync_debug_mode("default")
             model.zero_grad(set_to_none=True)
         return False
 
