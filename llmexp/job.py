@@ -196,11 +196,10 @@ def told_if_out_of_memory(state: engine.State, plan: engine.Plan) -> Iterator[No
     except (RuntimeError, MemoryError) as error:
         if not oom.is_out_of_memory(error):
             raise
-        told = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RunError(
             f"Out of memory after step {state.step}, outside of forward and backward, where a "
-            f"smaller micro-batch does not help ({told}). The last checkpoint is intact.\n"
-            f"{plan.advice}"
+            f"smaller micro-batch does not help ({oom.first_line(error)}). "
+            f"The last checkpoint is intact.\n{plan.advice}"
         ) from None
 
 

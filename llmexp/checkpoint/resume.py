@@ -25,7 +25,6 @@ SAFE = (
     "train.validate_first",
 )
 
-DRAWN = "where there is dropout, it draws other numbers"
 # how a run fits: the same sums, which another cut rounds differently
 FIT = (
     "hw",
@@ -86,7 +85,10 @@ def config_differences(
         if _is_below(key, SAFE):
             allowed.append(told)
         elif _is_below(key, FIT):
-            allowed.append(f"{told} (the same gradient, rounded differently; {DRAWN})")
+            allowed.append(
+                f"{told} (the same gradient, rounded differently; where there is dropout, it draws "
+                "other numbers)"
+            )
         elif key in GROWING and _limit(new) > _limit(old):
             allowed.append(f"{told} (the learning rate ahead follows the longer run)")
         else:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from llmexp.gpu.graphs import Graphs
     from llmexp.memory.planner import Plan
 
-CURE = "use train.cuda_graphs=auto"
-
 
 def launch(
     settings: Mapping[str, Any], fits: Plan, device: torch.device, *, before: bool | None = None
@@ -32,7 +30,7 @@ def launch(
     wanted = settings["train"]["cuda_graphs"]
     why = _why_not(wanted, fits, device, before=before)
     if wanted is True and why:
-        raise RequestError(f"train.cuda_graphs=true: {why}; {CURE}")
+        raise RequestError(f"train.cuda_graphs=true: {why}; use train.cuda_graphs=auto")
     if device.type != "cuda":
         return None, ""
     if why:

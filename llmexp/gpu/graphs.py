@@ -11,7 +11,7 @@ What has to hold for that:
 * Memory stays where it is. Inputs are copied into the graph's own; gradients keep their place
   between steps; all graphs share one pool, since no two of them run at once.
 * Nothing reads a number of the GPU on the way, and nothing is drawn on the host. A family that does
-  (a router, a scan, dropped layers) is found out by trying, and goes kernel by kernel.
+  (a router, a scan, dropped layers) is found out beforehand, and goes kernel by kernel.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ KEPT = 32  # graphs; beyond them the one that was not used for longest is record
 WIDTHS = 8  # of rows: eighths of data.max_length
 NUMBERS = 4  # of labels: quarters of the positions
 DRAWN_ON_THE_HOST = ("layerdrop", "decoder_layerdrop")  # which layers run
+WAITS = "reads numbers of the GPU in a pass, or draws its layers on the host"
 
 Shape = tuple[int, int, int, bool]  # B, T, N, and whether rows are packed
 log = logging.getLogger("llmexp")
@@ -116,6 +117,8 @@ class Graphs:
             rows = filled(micro_batch, self._max_length)
             if self._waits is None:
                 self._waits = self._try(model, rows.to(device), precision)
+                if self._waits:
+                    log.info(f"launch  kernel by kernel: {type(model).__name__} {WAITS}")
             if self._waits:
                 return engine.accumulate(model, batch, precision, micro_batch_size)
             if not placed:
@@ -163,17 +166,17 @@ class Graphs:
                     raise
                 raise RunError(
                     f"a pass of {type(model).__name__} cannot be recorded as a CUDA graph "
-                    f"({str(error).partition(chr(10))[0]}): use train.cuda_graphs=false"
+                    f"({oom.first_line(error)}): use train.cuda_graphs=false"
                 ) from error
         while len(self._passes) >= KEPT:
             self._passes.popitem(last=False)
         self._passes[still.shape] = Pass(graph, still, label_tokens, loss)
 
     def _try(self, model: nn.Module, rows: Rows, precision: Precision) -> bool:
-        """Run a pass twice, and say whether the second had to wait for the GPU.
+        """Say whether a pass has to wait for the GPU, or for what is drawn on the host.
 
-        The first may allocate and compile; it shows which weights get a gradient. Changes neither
-        gradients nor random numbers.
+        It runs twice. The first may allocate and compile, and shows which weights get a gradient;
+        the second may not wait. Changes neither gradients nor random numbers.
         """
         if any(getattr(model.config, name, None) for name in DRAWN_ON_THE_HOST):
             return True
@@ -191,8 +194,6 @@ class Graphs:
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
-            name = type(model).__name__
-            log.info(f"launch  kernel by kernel: {name} reads numbers of the GPU in a pass")
             return True
         finally:
             model.zero_grad(set_to_none=True)

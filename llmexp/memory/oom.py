@@ -92,6 +92,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _CALLED)
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class Attempt:
     """One try at a step: a context manager that keeps only the text of an out-of-memory error."""
 
@@ -109,7 +114,7 @@ class Attempt:
     ) -> bool:
         if error is None or not is_out_of_memory(error):
             return False
-        self.error = str(error).strip().partition("\n")[0] or type(error).__name__
+        self.error = first_line(error)
         _forget(error)
         return True
 
