@@ -182,20 +182,24 @@ def _sweep(
         t = t.masked_fill(ignored, 0)
         h = hidden[chunk].masked_fill(ignored, 0)
         # one name for all, and in place: a second [CHUNK, V] would be the largest tensor of many
-        logits = F.linear(h, weight, bias).to(exact)
+        logits = _logits(h, weight, bias).to(exact)
         slope = _bend(logits, head)
         logits[:, size:] = -math.inf
-        torch.log_softmax(logits, 1, out=logits)
-        total -= logits.gather(1, t).masked_fill_(ignored, 0).sum()
+        # log softmax at the target: its distance to the largest, whose probability never underflows
+        losses = logits.amax(1, keepdim=True) - logits.gather(1, t)
+        torch.softmax(logits, 1, out=logits)
+        losses -= logits.amax(1, keepdim=True).log_()
+        total += losses.masked_fill_(ignored, 0).sum()
+        del losses
         if not any(wanted):
             continue
-        logits.exp_().scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))  # their gradient
+        logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))  # the gradient of the logits
         for factor in (slope, None if head.scale == 1.0 else head.scale, upstream):
             if factor is not None:
                 logits.mul_(factor)
         logits = logits.to(h.dtype)
         if d_hidden is not None:
-            torch.mm(logits, weight, out=d_hidden[chunk])
+            torch.mm(logits[:, : len(weight)], weight, out=d_hidden[chunk])
             d_hidden[chunk].masked_fill_(ignored, 0)
         if d_weight is not None:
             _add_product(d_weight, logits, h)
@@ -218,6 +222,20 @@ def _aligned(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     padded[:size] = parameter
     padded[size:] = 0
     return padded
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return hidden weight^T + bias, [N, V]; on a CPU with zeros up to a multiple of 64 columns,
+    which MKL writes 1.4 times as fast."""
+    size = weight.shape[0]
+    if not hidden.is_cpu or size % 64 == 0:
+        return F.linear(hidden, weight, bias)
+    logits = hidden.new_empty(hidden.shape[0], -(-size // 64) * 64)
+    torch.mm(hidden, weight.t(), out=logits[:, :size])
+    logits[:, size:] = 0
+    if bias is not None:
+        logits[:, :size] += bias
+    return logits
 
 
 def _bend(logits: Tensor, head: Head) -> Tensor | None:

@@ -1,13 +1,17 @@
 """Attention on a CPU: dropout inside, and of a packed row only what its examples see.
 
 PyTorch's fused kernel for CPUs takes no dropout, and computes what the mask of packed examples
-hides. Here queries go through in blocks, whose scores stay in the cache, against the keys that any
-of them sees. Scores are float32 whatever the model computes in; they are made again in backward.
+hides. Here queries go through in tiles, whose scores stay in the cache, against the keys that any
+of them sees. What they see is made again in backward.
 
-Shapes: B rows, H heads, T positions, D width of a head.
+Where the CPU multiplies in bf16, all products of a bf16 model do. A score is rounded to 8 bits
+then: rather its distance to the highest that its query has, which is small where it matters. That
+makes the errors those of PyTorch's kernel; without, they are five times as large.
+
+Shapes: B rows, H heads, T positions, D width of a head; N = B H of a tile.
 """
 
-import math
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +21,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from llmexp.cpu.dropout import Masks, apply_mask, seed_of_a_mask
+from llmexp.cpu.dropout import Masks, seed_of_a_mask
+from llmexp.precision import multiplies_bf16
 
 NAME = "llmexp_cpu"
-BLOCK = 64  # queries
-SCORES = 1 << 18  # at a time, over as many rows as that takes
+QUERIES = 64  # of a tile; its scores, over as many rows as that takes:
+SCORES = 1 << 18
+QUERIES_BF16, SCORES_BF16 = 128, 1 << 22  # oneDNN likes them larger
 
 
 def install(model: Any) -> None:
@@ -46,9 +52,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Return what the heads see, [B, T, H, D]; the signature is that of transformers."""
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    gains = dropout or attention_mask is not None or query.dtype == torch.bfloat16
-    applies = torch.is_grad_enabled() and fits(query, key, value, attention_mask, is_causal)
-    if not (gains and applies):
+    if not (torch.is_grad_enabled() and fits(query, key, value, attention_mask, is_causal)):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module,
             query,
@@ -97,49 +101,55 @@ class Attention(torch.autograd.Function):
         seed: int,
     ) -> Tensor:
         masks = Masks(dropout, seed) if dropout else None
-        q, k, v = _exact(query) * scale, _exact(key), _exact(value)
+        q, k, v = _operand(query), _operand(key), _operand(value)
         out = _zeros(q)
-        for rows, queries, keys in _blocks(mask, q.shape):
-            q_block, k_block = q[rows, :, queries], k[rows, :, keys]
-            seen = _seen(q_block, k_block, None if mask is None else mask[rows, :, queries, keys])
+        ctx.tops = []
+        for rows, queries, keys in _tiles(mask, q):
+            bias = _bias(mask, rows, queries, keys, q.dtype)
+            q_tile, k_tile = _part(q, rows, queries), _part(k, rows, keys)
+            seen, top = _seen(q_tile, k_tile, bias, scale)
             if masks is not None:
-                apply_mask(seen, masks.draw(seen.shape))
-            out[rows, :, queries] = seen @ v[rows, :, keys]
-        out = out.mul_(1 / (1 - dropout)).to(query.dtype)
-        ctx.save_for_backward(query, key, value, mask, out)
+                masks.apply(seen)
+            _put(out, rows, queries, torch.bmm(seen, _part(v, rows, keys)))
+            ctx.tops.append(top)
+        ctx.save_for_backward(query, key, value, mask)
         ctx.settings = scale, dropout, seed
-        return out
+        return out.mul_(1 / (1 - dropout)).to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, out = ctx.saved_tensors
+        query, key, value, mask = ctx.saved_tensors
         scale, dropout, seed = ctx.settings
         masks = Masks(dropout, seed) if dropout else None
-        q, k, v, d_out = _exact(query) * scale, _exact(key), _exact(value), _exact(upstream)
-        # of softmax's derivative: sum_j P_ij dP_ij, which is dO_i O_i (FlashAttention, section 3.1)
-        mean = (d_out * out).sum(-1, keepdim=True)
-        d_out = d_out * (1 / (1 - dropout))
-        d_q, d_k, d_v = (_zeros(q) for _ in range(3))
-        for rows, queries, keys in _blocks(mask, q.shape):
-            q_block, k_block = q[rows, :, queries], k[rows, :, keys]
-            seen = _seen(q_block, k_block, None if mask is None else mask[rows, :, queries, keys])
-            d_block = d_out[rows, :, queries]
-            d_scores = d_block @ v[rows, :, keys].transpose(2, 3)
+        q, k, v = _operand(query), _operand(key), _operand(value)
+        d_out = _operand(upstream * (1 / (1 - dropout)))
+        d_q, d_k, d_v = _zeros(q), *(torch.zeros_like(k, dtype=_exact(k.dtype)) for _ in range(2))
+        for (rows, queries, keys), top in zip(_tiles(mask, q), ctx.tops, strict=True):
+            bias = _bias(mask, rows, queries, keys, q.dtype)
+            q_tile, k_tile = _part(q, rows, queries), _part(k, rows, keys)
+            seen, _ = _seen(q_tile, k_tile, bias, scale, top)
+            d_tile = _part(d_out, rows, queries)
+            d_seen = torch.bmm(d_tile, _part(v, rows, keys).transpose(1, 2))
             kept = seen
             if masks is not None:
-                drawn = masks.draw(seen.shape)
-                kept = apply_mask(seen.clone(), drawn)
-                apply_mask(d_scores, drawn)
-            d_v[rows, :, keys] += kept.transpose(2, 3) @ d_block
-            d_scores.sub_(mean[rows, :, queries]).mul_(seen)
-            d_q[rows, :, queries] = d_scores @ k_block
-            d_k[rows, :, keys] += d_scores.transpose(2, 3) @ q_block
-        grads = (grad.to(query.dtype) for grad in (d_q.mul_(scale), d_k, d_v))
+                kept = seen.clone()
+                masks.apply(kept, d_seen)
+            _add(d_v, rows, keys, torch.bmm(kept.transpose(1, 2), d_tile))
+            d_scores = torch._softmax_backward_data(d_seen, seen, -1, seen.dtype)
+            _put(d_q, rows, queries, torch.bmm(d_scores, k_tile))
+            _add(d_k, rows, keys, torch.bmm(d_scores.transpose(1, 2), q_tile))
+        grads = (grad.to(query.dtype) for grad in (d_q.mul_(scale), d_k.mul_(scale), d_v))
         return (*grads, None, None, None, None)
 
 
-def _exact(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _operand(values: Tensor) -> Tensor:
+    """Return [B, H, T, D] without gaps, in the number format of the products."""
+    natively = values.dtype == torch.bfloat16 and multiplies_bf16()
+    return values.to(values.dtype if natively else _exact(values.dtype)).contiguous()
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -148,29 +158,60 @@ def _zeros(like: Tensor) -> Tensor:
     return like.new_zeros(rows, length, heads, width).transpose(1, 2)
 
 
-def _blocks(mask: Tensor | None, shape: torch.Size) -> Iterator[tuple[slice, slice, slice]]:
+def _tiles(mask: Tensor | None, q: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Yield (rows, queries, the keys that any of these sees)."""
-    count, heads, length, _ = shape
-    some = 1 if mask is not None else max(1, SCORES // (heads * min(BLOCK, length) * length))
-    for row in range(0, count, some):
-        rows = slice(row, min(row + some, count))
-        for start in range(0, length, BLOCK):
-            end = min(start + BLOCK, length)
-            if mask is None:
-                yield rows, slice(start, end), slice(0, end)
-                continue
-            seen = mask[row, 0, start:end].any(0).nonzero()
-            if len(seen):
-                yield rows, slice(start, end), slice(int(seen[0]), int(seen[-1]) + 1)
+    count, heads, length, _ = q.shape
+    narrow = q.dtype == torch.bfloat16
+    size, scores = (QUERIES_BF16, SCORES_BF16) if narrow else (QUERIES, SCORES)
+    some = 1 if mask is not None else max(1, scores // (heads * min(size, length) * length))
+    for row, start in itertools.product(range(0, count, some), range(0, length, size)):
+        rows, end = slice(row, min(row + some, count)), min(start + size, length)
+        if mask is None:
+            yield rows, slice(start, end), slice(0, end)
+            continue
+        seen = mask[row, 0, start:end].any(0).nonzero()
+        if len(seen):
+            yield rows, slice(start, end), slice(int(seen[0]), int(seen[-1]) + 1)
 
 
-def _seen(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the probabilities [rows, H, queries, keys] with which queries see keys."""
-    scores = q @ k.transpose(2, 3)
-    if mask is None:  # the last keys are those of the queries themselves
-        size = q.shape[2]
-        later = torch.ones(size, size, dtype=torch.bool).triu_(1)
-        scores[..., -size:].masked_fill_(later, -math.inf)
-    else:  # not -inf: a query that sees nothing (padding) must not become NaN
-        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1)
+def _part(values: Tensor, rows: slice, positions: slice) -> Tensor:
+    """Return [N, positions, D]; in bf16 without gaps, else oneDNN copies it for each product."""
+    part = values[rows, :, positions].flatten(0, 1)
+    return part.contiguous() if part.dtype == torch.bfloat16 else part
+
+
+def _put(total: Tensor, rows: slice, positions: slice, part: Tensor) -> None:
+    total[rows, :, positions] = part.view(-1, total.shape[1], *part.shape[1:])
+
+
+def _add(total: Tensor, rows: slice, positions: slice, part: Tensor) -> None:
+    total[rows, :, positions] += part.view(-1, total.shape[1], *part.shape[1:])
+
+
+def _bias(
+    mask: Tensor | None, rows: slice, queries: slice, keys: slice, dtype: torch.dtype
+) -> Tensor:
+    """Return what is added to scores, [1, queries, keys]: nothing, or all where a key is hidden.
+
+    Not -inf: a query that sees nothing (padding) must not become NaN.
+    """
+    if mask is None:
+        shape = 1, queries.stop - queries.start, keys.stop
+        hidden = torch.ones(shape, dtype=torch.bool).triu_(queries.start + 1)
+    else:
+        hidden = ~mask[rows, 0, queries, keys]
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+def _seen(
+    q: Tensor, k: Tensor, bias: Tensor, scale: float, top: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the probabilities [N, queries, keys] with which queries see keys, and in bf16 the
+    highest score of each query, [N, queries, 1], if it is not known."""
+    keys = k.transpose(1, 2)
+    if q.dtype == torch.bfloat16:
+        if top is None:
+            top = torch.baddbmm(bias, q, keys, alpha=scale).amax(-1, keepdim=True)
+        bias = bias - top
+    scores = torch.baddbmm(bias, q, keys, alpha=scale)
+    return torch.softmax(scores, -1, out=scores), top

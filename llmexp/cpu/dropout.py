@@ -6,7 +6,6 @@ PyTorch's generator, so what makes PyTorch's dropout reproducible (a seed for ea
 that activation checkpointing restores) does the same here.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes as the float
-CHUNK = 1 << 18  # elements, whose bits stay in the cache
+PIECE = 1 << 18  # elements, whose bits stay in the cache
 LEVELS = 1 << 16
 
 
@@ -32,22 +31,23 @@ class Masks:
         above = int(self._bits.random_raw()) < share * 2.0**64
         self._threshold = min(int(level) + above, LEVELS - 1) - LEVELS // 2
 
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
+    def apply(self, *values: Tensor) -> None:
+        """Set the elements that the next mask drops to zero, in place, in contiguous tensors of one
+        size."""
+        for parts in zip(*(tensor.view(-1).split(PIECE) for tensor in values), strict=True):
+            mask = self.draw(len(parts[0]))
+            for part in parts:
+                part.view(INTEGERS[part.element_size()]).bitwise_and_(mask)
+
+    def draw(self, count: int) -> Tensor:
         """Return the next mask, int16: -1 (all bits set) to keep an element, 0 to drop it."""
-        count = math.prod(shape)
         words = self._bits.random_raw(-(-count // 4)).view(np.int16)
-        return torch.from_numpy(words)[:count].view(shape).ge_(self._threshold).neg_()
+        return torch.from_numpy(words)[:count].ge_(self._threshold).neg_()
 
 
 def seed_of_a_mask() -> int:
     """Return a seed drawn from PyTorch's generator."""
     return int(torch.randint(2**63 - 1, ()))
-
-
-def apply_mask(values: Tensor, mask: Tensor) -> Tensor:
-    """Set the dropped elements of contiguous `values` to zero, in place."""
-    values.view(INTEGERS[values.element_size()]).bitwise_and_(mask)
-    return values
 
 
 class _Dropout(torch.autograd.Function):
@@ -62,10 +62,8 @@ class _Dropout(torch.autograd.Function):
 
 
 def _dropped(values: Tensor, probability: float, seed: int) -> Tensor:
-    masks = Masks(probability, seed)
     result = values.contiguous() * (1 / (1 - probability))
-    for part in result.view(-1).split(CHUNK):
-        apply_mask(part, masks.draw(part.shape))
+    Masks(probability, seed).apply(result)
     return result
 
 

@@ -56,7 +56,7 @@ def test_a_seed_decides_the_mask_whatever_the_threads_and_the_strides() -> None:
 
 
 def test_elements_are_dropped_independently() -> None:
-    mask = dropout.Masks(0.5, 3).draw((1 << 20,)).double().neg()
+    mask = dropout.Masks(0.5, 3).draw(1 << 20).double().neg()
     for lag in (1, 2, 3, 4, 8, 64):
         together = (mask[:-lag] * mask[lag:]).mean().item()
         assert abs(together - 0.25) < 0.003
