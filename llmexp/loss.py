@@ -172,9 +172,11 @@ def _sweep(
     weight = _aligned(head.weight, hidden.dtype)
     bias = None if head.bias is None else _aligned(head.bias, hidden.dtype)
     d_hidden = torch.empty_like(hidden) if wanted[0] else None
-    d_weight = torch.zeros_like(head.weight) if wanted[1] else None
+    d_weight = torch.empty_like(head.weight) if wanted[1] else None
     d_bias = torch.zeros_like(head.bias) if head.bias is not None and wanted[2] else None
     total = torch.zeros((), dtype=exact, device=hidden.device)
+    if d_weight is not None and not len(hidden):
+        d_weight.zero_()
     for start in range(0, hidden.shape[0], CHUNK):
         chunk = slice(start, start + CHUNK)
         t = targets[chunk, None]
@@ -202,7 +204,7 @@ def _sweep(
             torch.mm(logits[:, : len(weight)], weight, out=d_hidden[chunk])
             d_hidden[chunk].masked_fill_(ignored, 0)
         if d_weight is not None:
-            _add_product(d_weight, logits, h)
+            _add_product(d_weight, logits, h, is_first=start == 0)
         if d_bias is not None:
             d_bias += ((~ignored).to(h.dtype).t() @ logits)[0, :size]
     return total, (d_hidden, d_weight, d_bias)
@@ -250,11 +252,14 @@ def _bend(logits: Tensor, head: Head) -> Tensor | None:
     return slope
 
 
-def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
-    """Add d_logits^T hidden, but for the rows that only align, to `total`, [V, D]."""
+def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor, *, is_first: bool) -> None:
+    """Add d_logits^T hidden, but for the rows that only align, to `total`, [V, D]; the first takes
+    the place of what is there."""
     size = total.shape[0]
-    if total.dtype == hidden.dtype:
-        total.addmm_(d_logits[:, :size].t(), hidden)  # without a matrix [V, D] between
+    if total.dtype == hidden.dtype:  # without a matrix [V, D] between
+        torch.addmm(total, d_logits[:, :size].t(), hidden, beta=0 if is_first else 1, out=total)
+    elif is_first:
+        total.copy_((d_logits.t() @ hidden)[:size])
     else:
         total += (d_logits.t() @ hidden)[:size]
 

@@ -92,7 +92,7 @@ def build(
         batches=batches,
         validation=validation,
         model=model,
-        optimizer=optimizer.build(model, factory, seed=settings["seed"]),
+        optimizer=optimizer_of(model, factory, settings, device),
         schedule=config.call(settings["schedule"]),
         fits=fits,
         logger=logger,
@@ -123,6 +123,16 @@ def suit(model: Any, fits: planner.Plan, device: torch.device) -> None:
         cpu.speed_up(model)
     if fits.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def optimizer_of(
+    model: nn.Module, factory: Any, settings: Settings, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the optimizer over the model's weights; where they lie on a CPU with its state."""
+    built = optimizer.build(model, factory, seed=settings["seed"])
+    if device.type == "cpu":
+        cpu.moments.make(built)
+    return built
 
 
 def remarks(model: Any, full_logits_because: str | None, unpacked_because: str) -> list[str]:

@@ -17,6 +17,23 @@ def test_its_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(perceptron.Product.apply, parts)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gelu_is_pytorchs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(3 * perceptron.PIECE + 5) * 4, torch.tensor([0.0, 30, -30, 1e4])])
+    x, upstream = x.to(dtype), torch.randn_like(x).to(dtype)
+    wanted = torch.nn.functional.gelu(x, approximate="tanh")
+    slope = torch.ops.aten.gelu_backward(upstream, x, approximate="tanh")
+    torch.testing.assert_close(perceptron.gelu(x), wanted)
+    grad = upstream.clone()
+    found, again = perceptron.gelu_backward(grad, x)
+    torch.testing.assert_close(
+        found, slope, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
+    assert found.data_ptr() == grad.data_ptr(), "in its place"
+    assert torch.equal(again, perceptron.gelu(x))
+
+
 @pytest.mark.parametrize("casts", [False, True], ids=["fp32", "bf16"])
 def test_it_is_that_of_transformers(gpt2: Callable[..., Any], casts: bool) -> None:
     ids = torch.arange(40).view(2, 20)

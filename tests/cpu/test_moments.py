@@ -1,0 +1,40 @@
+"""Moments that are made early are those that AdamW makes."""
+
+import pytest
+import torch
+
+from llmexp import optimizer
+from llmexp.cpu import moments
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_training_is_the_same(amsgrad: bool) -> None:
+    def trained(early: bool) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        adamw = optimizer.build(
+            model, lambda groups: torch.optim.AdamW(groups, amsgrad=amsgrad, fused=True)
+        )
+        if early:
+            moments.make(adamw)
+            assert len(adamw.state) == 4
+        for _ in range(3):
+            model(torch.randn(5, 3)).square().sum().backward()
+            adamw.step()
+            adamw.zero_grad()
+        return model, adamw
+
+    (ours, early), (theirs, late) = trained(True), trained(False)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert early.state[one].keys() == late.state[other].keys()
+        for name, value in late.state[other].items():
+            assert torch.equal(early.state[one][name], value)
+            assert early.state[one][name].dtype == value.dtype
+
+
+def test_others_make_their_own() -> None:
+    narrow = torch.nn.Linear(3, 4).bfloat16()
+    for one in (torch.optim.SGD(narrow.parameters()), torch.optim.AdamW(narrow.parameters())):
+        moments.make(one)
+        assert not one.state
