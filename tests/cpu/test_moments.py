@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llmexp import optimizer
+from llmexp.checkpoint import tensors
 from llmexp.cpu import moments
 
 
@@ -38,3 +39,13 @@ def test_others_make_their_own() -> None:
     for one in (torch.optim.SGD(narrow.parameters()), torch.optim.AdamW(narrow.parameters())):
         moments.make(one)
         assert not one.state
+
+
+def test_a_checkpoint_before_the_first_step_is_no_larger() -> None:
+    model = torch.nn.Linear(3, 4)
+    adamw = torch.optim.AdamW(model.parameters())
+    moments.make(adamw)
+    assert tensors.of_optimizer(adamw, model)[0] == {}
+    model(torch.ones(3)).sum().backward()
+    adamw.step()
+    assert len(tensors.of_optimizer(adamw, model)[0]) == 6
