@@ -188,7 +188,7 @@ def _sweep(
         slope = _bend(logits, head)
         logits[:, size:] = -math.inf
         # log softmax at the target: its distance to the largest, whose probability never underflows
-        losses = logits.amax(1, keepdim=True) - logits.gather(1, t)
+        losses = logits.amax(1, keepdim=True) - logits[:, :size].gather(1, t)
         torch.softmax(logits, 1, out=logits)
         losses -= logits.amax(1, keepdim=True).log_()
         total += losses.masked_fill_(ignored, 0).sum()
@@ -201,7 +201,7 @@ def _sweep(
                 logits.mul_(factor)
         logits = logits.to(h.dtype)
         if d_hidden is not None:
-            torch.mm(logits[:, : len(weight)], weight, out=d_hidden[chunk])
+            torch.mm(logits[:, : len(weight)], weight, out=d_hidden[chunk])  # may be padded, too
             d_hidden[chunk].masked_fill_(ignored, 0)
         if d_weight is not None:
             _add_product(d_weight, logits, h, is_first=start == 0)
@@ -233,10 +233,11 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not hidden.is_cpu or size % 64 == 0:
         return F.linear(hidden, weight, bias)
     logits = hidden.new_empty(hidden.shape[0], -(-size // 64) * 64)
-    torch.mm(hidden, weight.t(), out=logits[:, :size])
+    if bias is None:
+        torch.mm(hidden, weight.t(), out=logits[:, :size])
+    else:
+        torch.addmm(bias, hidden, weight.t(), out=logits[:, :size])
     logits[:, size:] = 0
-    if bias is not None:
-        logits[:, :size] += bias
     return logits
 
 
@@ -253,8 +254,8 @@ def _bend(logits: Tensor, head: Head) -> Tensor | None:
 
 
 def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor, *, is_first: bool) -> None:
-    """Add d_logits^T hidden, but for the rows that only align, to `total`, [V, D]; the first takes
-    the place of what is there."""
+    """Add d_logits^T hidden, but for the rows that only align, to `total`, [V, D], which holds
+    anything before the first."""
     size = total.shape[0]
     if total.dtype == hidden.dtype:  # without a matrix [V, D] between
         torch.addmm(total, d_logits[:, :size].t(), hidden, beta=0 if is_first else 1, out=total)

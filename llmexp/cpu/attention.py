@@ -4,14 +4,16 @@ PyTorch's fused kernel for CPUs takes no dropout, and computes what the mask of 
 hides. Here queries go through in tiles, whose scores stay in the cache, against the keys that any
 of them sees. What they see is made again in backward.
 
-Where the CPU multiplies in bf16, all products of a bf16 model do. A score is rounded to 8 bits
-then: rather its distance to the highest that its query has, which is small where it matters. That
-makes the errors those of PyTorch's kernel; without, they are five times as large.
+Where the CPU multiplies in bf16, the products of bf16 operands are made in bf16, which rounds each
+score to 8 bits. So what is rounded is its distance to the highest score of its query, which is
+small where it matters: then the errors are at most 1.5 times those of PyTorch's kernel, which keeps
+scores in float32; with the scores themselves they are five times as large.
 
 Shapes: B rows, H heads, T positions, D width of a head; N = B H of a tile.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,9 +70,13 @@ def attend(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     seed = seed_of_a_mask() if dropout else 0
-    result: Tensor = Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, attention_mask, scale, dropout, seed
-    )
+    if torch.is_autocast_enabled("cpu"):  # as of PyTorch's kernel; RoPE leaves queries in float32
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (part.to(dtype) for part in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        result: Tensor = Attention.apply(  # type: ignore[no-untyped-call]
+            query, key, value, attention_mask, scale, dropout, seed
+        )
     return result.transpose(1, 2), None
 
 
@@ -191,16 +197,17 @@ def _add(total: Tensor, rows: slice, positions: slice, part: Tensor) -> None:
 def _bias(
     mask: Tensor | None, rows: slice, queries: slice, keys: slice, dtype: torch.dtype
 ) -> Tensor:
-    """Return what is added to scores, [1, queries, keys]: nothing, or all where a key is hidden.
+    """Return what is added to scores, [1, queries, keys]: -inf where a key is hidden, else 0.
 
-    Not -inf: a query that sees nothing (padding) must not become NaN.
+    A query that would see nothing (padding) sees all instead: it must not become NaN.
     """
     if mask is None:
         shape = 1, queries.stop - queries.start, keys.stop
         hidden = torch.ones(shape, dtype=torch.bool).triu_(queries.start + 1)
     else:
         hidden = ~mask[rows, 0, queries, keys]
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+        hidden &= ~hidden.all(-1, keepdim=True)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
 
 
 def _seen(

@@ -15,6 +15,6 @@ def make(optimizer: torch.optim.Optimizer) -> None:
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
         for weight in group["params"]:
             if weight.dtype == torch.float32:
-                optimizer.state[weight]["step"] = torch.zeros(())
+                optimizer.state[weight]["step"] = torch.zeros((), dtype=torch.float32)
                 for name in names:
                     optimizer.state[weight][name] = torch.zeros_like(weight)

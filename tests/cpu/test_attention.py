@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
@@ -87,39 +87,81 @@ def test_bf16_is_as_near_to_the_exact_result_as_pytorchs_kernel(
         assert error <= 1.6 * their_error
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        GPT2Config(n_layer=2, n_embd=24, n_head=3, vocab_size=50, n_positions=200),
-        LlamaConfig(
-            num_hidden_layers=2,
-            hidden_size=24,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=48,
-            vocab_size=50,
-        ),
-    ],
-    ids=["gpt2", "llama-grouped-heads"],
-)
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_a_model_has_the_same_gradients(config: object, is_packed: bool) -> None:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
-    ids = torch.randint(50, (2, 100))
+CONFIGS = {
+    "gpt2": GPT2Config(n_layer=2, n_embd=24, n_head=3, vocab_size=50, n_positions=200),
+    "llama": LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=24,
+        num_attention_heads=4,
+        num_key_value_heads=2,  # shared by two heads each
+        intermediate_size=48,
+        vocab_size=50,
+    ),
+}
+
+
+def gradients(
+    model: nn.Module, is_packed: bool, *, casts: torch.dtype | None = None
+) -> list[Tensor]:
+    ids = torch.arange(200).view(2, 100) % 50
     positions = (torch.arange(100) % 30)[None].expand(2, -1) if is_packed else None
+    model.zero_grad()
+    with torch.autocast("cpu", casts or torch.bfloat16, enabled=casts is not None):
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    logits.square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
 
-    def gradients() -> list[Tensor]:
-        model.zero_grad()
-        model(
-            input_ids=ids, position_ids=positions, use_cache=False
-        ).logits.square().sum().backward()
-        return [parameter.grad.clone() for parameter in model.parameters()]
 
-    theirs = gradients()
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_model_has_the_same_gradients(family: str, is_packed: bool) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family], attn_implementation="sdpa")
+    model.double().eval()
+    theirs = gradients(model, is_packed)
     cpu.speed_up(model)
     assert model.config._attn_implementation == attention.NAME
-    torch.testing.assert_close(gradients(), theirs)
+    torch.testing.assert_close(gradients(model, is_packed), theirs)
+
+
+@pytest.mark.parametrize("natively", [False, True])
+@pytest.mark.parametrize("casts", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_under_autocast_its_gradients_are_as_near_as_pytorchs(
+    family: str,
+    is_packed: bool,
+    casts: torch.dtype,
+    natively: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "multiplies_bf16", lambda: natively)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family], attn_implementation="sdpa").eval()
+    exact = torch.cat([part.flatten() for part in gradients(model, is_packed)])
+    errors = []
+    for ours in (False, True):
+        if ours:
+            attention.install(model)
+        found = gradients(model, is_packed, casts=casts)
+        errors.append((torch.cat([part.flatten() for part in found]) - exact).norm())
+    assert errors[1] <= 1.5 * errors[0]
+
+
+def test_a_query_that_sees_nothing_is_finite_and_others_do_not_see_it() -> None:
+    parts = heads(rows=1, length=9, dtype=torch.bfloat16)
+    mask = torch.ones(9, 9, dtype=torch.bool).tril_()[None, None].clone()
+    mask[..., :4] = False  # padding on the left
+    result = attention.Attention.apply(*parts, mask, 0.3, 0.0, 0)
+    assert result.isfinite().all()
+    result[:, :, 4:].sum().backward()
+    for part in parts:
+        assert part.grad.isfinite().all() and not part.grad[:, :, :4].any()
+
+
+def test_a_query_that_overflows_is_nan_and_sees_no_later_key() -> None:
+    parts = [torch.full((1, 1, 4, 2), value) for value in (1e20, -1e20, 1.0)]
+    assert attention.Attention.apply(*parts, None, 1.0, 0.0, 0).isnan().all()
 
 
 def test_activation_checkpointing_draws_the_same_masks() -> None:

@@ -122,3 +122,10 @@ def test_a_head_that_does_more_than_a_matrix_product_is_noticed(
         model(rows().input_ids).logits.flatten(0, 1), rows().targets.flatten(), reduction="sum"
     )
     assert torch.allclose(loss.loss_sum(model, rows()), full, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_the_head_does_not_know_is_refused(dtype: torch.dtype) -> None:
+    hidden, weight = torch.randn(3, 4, dtype=dtype), torch.randn(11, 4)
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        ChunkedCrossEntropy.apply(hidden, weight, None, torch.tensor([1, 11, 2]), 1.0, None)
