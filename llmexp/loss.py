@@ -71,6 +71,7 @@ def hidden_states(model: Any, rows: Rows) -> Tensor:
     return hidden
 
 
+@torch.no_grad()
 def token_losses(model: Any, rows: Rows) -> Tensor:
     """Return the loss of every label token, [N] float32, in row-major order: the evaluation's
     view."""
@@ -80,8 +81,13 @@ def token_losses(model: Any, rows: Rows) -> Tensor:
         return F.cross_entropy(logits.float(), targets, reduction="none")
     hidden = chosen(hidden_states(model, rows), rows)
     head = head_of(model)
-    pairs = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.cat([F.cross_entropy(head.logits(h), t, reduction="none") for h, t in pairs])
+    losses = []
+    for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = F.linear(h, head.weight.to(h.dtype), head.bias)
+        logits = logits if logits.dtype == torch.float64 else logits.float()  # one, as in _sweep
+        _bend(logits, head)
+        losses.append(_softmax_(logits, t[:, None])[:, 0])
+    return torch.cat(losses)
 
 
 def loss_sum(model: Any, rows: Rows) -> Tensor:
@@ -187,12 +193,7 @@ def _sweep(
         logits = _logits(h, weight, bias).to(exact)
         slope = _bend(logits, head)
         logits[:, size:] = -math.inf
-        # log softmax at the target: its distance to the largest, whose probability never underflows
-        losses = logits.amax(1, keepdim=True) - logits[:, :size].gather(1, t)
-        torch.softmax(logits, 1, out=logits)
-        losses -= logits.amax(1, keepdim=True).log_()
-        total += losses.masked_fill_(ignored, 0).sum()
-        del losses
+        total += _softmax_(logits, t, size).masked_fill_(ignored, 0).sum()
         if not any(wanted):
             continue
         logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))  # the gradient of the logits
@@ -208,6 +209,18 @@ def _sweep(
         if d_bias is not None:
             d_bias += ((~ignored).to(h.dtype).t() @ logits)[0, :size]
     return total, (d_hidden, d_weight, d_bias)
+
+
+def _softmax_(logits: Tensor, targets: Tensor, size: int | None = None) -> Tensor:
+    """Turn logits [N, V] into probabilities in place; return the losses [N, 1] of targets [N, 1],
+    which are below `size`.
+
+    A loss is what the target's logit lacks to the largest, and the logarithm of the largest
+    probability, which never underflows.
+    """
+    losses = logits.amax(1, keepdim=True) - logits[:, :size].gather(1, targets)
+    torch.softmax(logits, 1, out=logits)
+    return losses.sub_(logits.amax(1, keepdim=True).log_())
 
 
 def _aligned(parameter: Tensor, dtype: torch.dtype) -> Tensor:
