@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from llmexp import cpu
 from llmexp.cpu import attention
 
-LENGTH = attention.QUERIES * 2 + 9  # more than two blocks, and a part of one
+LENGTH = attention.QUERIES * 2 + 9  # more than two tiles, and a part of one
 
 
 def heads(rows: int = 2, length: int = LENGTH, dtype: torch.dtype = torch.float64) -> list[Tensor]:
