@@ -71,7 +71,6 @@ def hidden_states(model: Any, rows: Rows) -> Tensor:
     return hidden
 
 
-@torch.no_grad()
 def token_losses(model: Any, rows: Rows) -> Tensor:
     """Return the loss of every label token, [N] float32, in row-major order: the evaluation's
     view."""
@@ -81,13 +80,8 @@ def token_losses(model: Any, rows: Rows) -> Tensor:
         return F.cross_entropy(logits.float(), targets, reduction="none")
     hidden = chosen(hidden_states(model, rows), rows)
     head = head_of(model)
-    losses = []
-    for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        logits = F.linear(h, head.weight.to(h.dtype), head.bias)
-        logits = logits if logits.dtype == torch.float64 else logits.float()  # one, as in _sweep
-        _bend(logits, head)
-        losses.append(_softmax_(logits, t[:, None])[:, 0])
-    return torch.cat(losses)
+    pairs = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.cat([F.cross_entropy(head.logits(h), t, reduction="none") for h, t in pairs])
 
 
 def loss_sum(model: Any, rows: Rows) -> Tensor:
@@ -211,7 +205,7 @@ def _sweep(
     return total, (d_hidden, d_weight, d_bias)
 
 
-def _softmax_(logits: Tensor, targets: Tensor, size: int | None = None) -> Tensor:
+def _softmax_(logits: Tensor, targets: Tensor, size: int) -> Tensor:
     """Turn logits [N, V] into probabilities in place; return the losses [N, 1] of targets [N, 1],
     which are below `size`.
 
