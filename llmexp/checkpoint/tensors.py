@@ -109,7 +109,8 @@ def of_optimizer(
     tensors: dict[str, torch.Tensor] = {}
     scalars: dict[str, Any] = {}
     for number, state in content["state"].items():
-        if state.get("step") == 0 and not any(torch.any(value) for value in state.values()):
+        values = state.values()
+        if state.get("step") == 0 and all(torch.is_tensor(v) and not v.any() for v in values):
             continue  # made early (llmexp/cpu/moments.py)
         for name, value in state.items():
             key = f"state.{number}.{name}"

@@ -49,3 +49,11 @@ def test_a_checkpoint_before_the_first_step_is_no_larger() -> None:
     model(torch.ones(3)).sum().backward()
     adamw.step()
     assert len(tensors.of_optimizer(adamw, model)[0]) == 6
+
+
+def test_a_checkpoint_before_the_first_step_keeps_what_is_not_zero() -> None:
+    model = torch.nn.Linear(3, 4)
+    sgd = torch.optim.SGD(model.parameters())
+    sgd.state[model.weight] = {"step": 0, "anchor": torch.ones(2)}
+    found, rest = tensors.of_optimizer(sgd, model)
+    assert list(found) == ["state.0.anchor"] and rest["state"] == {"state.0.step": 0}
