@@ -3,12 +3,14 @@
 Nothing heavy is imported at the top: --help, --cfg and TAB stay quick.
 """
 
+import importlib
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from llmexp import request
+from llmexp import request, startup
 from llmexp.command import command
 from llmexp.errors import RequestError, RunError
 from llmexp.sweep.plugin import register
@@ -39,7 +41,8 @@ def main() -> None:
 def _main() -> None:
     logging.getLogger("llmexp").propagate = False  # the console shows it, Hydra need not again
     register()
-    sys.argv[1:] = request.prepare(sys.argv[1:])
+    with startup.uncollected():
+        sys.argv[1:] = request.prepare(sys.argv[1:])
     try:
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as problem:
@@ -74,11 +77,25 @@ def _hydra_main(composed: DictConfig) -> float:
 
 def _train(composed: DictConfig, folder: Path, overrides: list[str], trial: "Trial") -> float:
     from llmexp import config
-    from llmexp.job import train
 
     settings = request.resolved(composed)
     config.check(settings)
+    train = _trainer(settings)
     return train(settings, folder, overrides, trial)
+
+
+def _trainer(settings: dict[str, Any]) -> "Callable[..., float]":
+    """Import the engine and all that it needs, once; on a CPU its memory is fetched meanwhile."""
+    if "llmexp.job" not in sys.modules:
+        import torch
+
+        if settings["hw"]["device"] == "cpu" or not torch.cuda.is_available():
+            startup.touch(startup.bytes_of_state(settings))
+        with startup.uncollected():
+            importlib.import_module("llmexp.job")
+    from llmexp.job import train
+
+    return train
 
 
 def shown(folder: Path) -> Path:

@@ -1,18 +1,18 @@
 """A training step on a CPU: the same numbers in less time and less memory.
 
-* allocator   freed blocks stay with the process
 * dropout     random numbers 64 bits at a time, and no mask kept for backward
 * attention   with dropout, over packed rows and in bf16, a tile of the [T, T] scores at a time
 * perceptron  GPT-2's GELU without a tanh; what it gives is not kept for backward
 * moments     those of AdamW lie side by side
+
+What concerns the heap as a whole is in llmexp/startup.py.
 """
 
 from torch import nn
 
 from llmexp.cpu import attention, dropout, moments, perceptron
-from llmexp.cpu.allocator import keep_freed_blocks
 
-__all__ = ["keep_freed_blocks", "moments", "speed_up"]
+__all__ = ["moments", "speed_up"]
 
 
 def speed_up(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -31,18 +32,27 @@ def micro_batch_size(settings: Mapping[str, Any], *, free: int | None) -> tuple[
 def estimate(architecture: Mapping[str, int], tokens: int) -> float:
     """Return roughly the bytes that training a GPT-2 in float32 takes on the CPU.
 
-    16 bytes per parameter (weights, gradients, AdamW), 50 per token, layer and width (traced with
-    a fused GELU, whose result is not kept), three copies of the logits of up to 1,024 tokens.
+    Its state, 50 bytes per token, layer and width (traced with a fused GELU, whose result is not
+    kept), three copies of the logits of up to 1,024 tokens.
     """
     width, layers = architecture["n_embd"], architecture["n_layer"]
+    logits = 12 * min(tokens, 1024) * architecture["vocab_size"]
+    return bytes_of_state(architecture) + 50 * tokens * layers * width + logits
+
+
+def bytes_of_state(architecture: Mapping[str, int]) -> int:
+    """Return the bytes of a GPT-2's weights, gradients and AdamW's moments: 16 per parameter."""
+    width, layers = architecture["n_embd"], architecture["n_layer"]
     vocabulary, positions = architecture["vocab_size"], architecture["n_positions"]
-    parameters = (vocabulary + positions) * width + layers * (12 * width**2 + 13 * width)
-    logits = 12 * min(tokens, 1024) * vocabulary
-    return 16 * parameters + 50 * tokens * layers * width + logits
+    return 16 * ((vocabulary + positions) * width + layers * (12 * width**2 + 13 * width))
 
 
+@functools.cache
 def available() -> int | None:
-    """Return the bytes of memory that programs can still take, or None where nobody says."""
+    """Return the bytes of memory that programs can still take, or None where nobody says.
+
+    Asked once: what this process takes later is what the plan counts.
+    """
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
