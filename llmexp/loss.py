@@ -72,16 +72,15 @@ def hidden_states(model: Any, rows: Rows) -> Tensor:
 
 
 def token_losses(model: Any, rows: Rows) -> Tensor:
-    """Return the loss of every label token, [N] float32, in row-major order: the evaluation's
+    """Return the loss of every label token, [N], in row-major order: the evaluation's
     view."""
     targets = chosen(rows.targets, rows)
     if not reaches_head(model):
         logits = chosen(full_logits(model, rows), rows)
         return F.cross_entropy(logits.float(), targets, reduction="none")
-    hidden = chosen(hidden_states(model, rows), rows)
-    head = head_of(model)
-    pairs = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.cat([F.cross_entropy(head.logits(h), t, reduction="none") for h, t in pairs])
+    hidden = _read_by_head(model, rows)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        return _sweep(hidden, head_of(model), targets, None, [False] * 3)[0]
 
 
 def loss_sum(model: Any, rows: Rows) -> Tensor:
@@ -95,16 +94,21 @@ def loss_sum(model: Any, rows: Rows) -> Tensor:
     if not reaches_head(model):
         logits = chosen(full_logits(model, rows), rows)
         return F.cross_entropy(logits.float(), targets, reduction="sum")
-    hidden = chosen(hidden_states(model, rows), rows)
-    head = head_of(model)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
+    hidden, head = _read_by_head(model, rows), head_of(model)
+    with torch.autocast(hidden.device.type, enabled=False):
         total: Tensor = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, targets, head.scale, head.softcap
         )
     return total
+
+
+def _read_by_head(model: Any, rows: Rows) -> Tensor:
+    """Return the hidden states of the labels, [N, D], in the dtype of the product with the head."""
+    hidden = chosen(hidden_states(model, rows), rows)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return hidden.to(torch.get_autocast_dtype(device))
+    return hidden
 
 
 def chosen(values: Tensor, rows: Rows) -> Tensor:
@@ -147,9 +151,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, targets)
         wanted = [hidden.dtype != torch.float16 and needs for needs in ctx.needs_input_grad[:3]]
         head = Head(weight, bias, scale, softcap)
-        total, grads = _sweep(hidden, head, targets, None, wanted)
+        losses, grads = _sweep(hidden, head, targets, None, wanted)
         ctx.grads = grads if any(wanted) else None
-        return total
+        return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -166,18 +170,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def _sweep(
     hidden: Tensor, head: Head, targets: Tensor, upstream: Tensor | None, wanted: list[bool]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Go through the chunks once: the loss sum, and the gradients `wanted` for hidden, weight and
-    bias. A target that is IGNORE adds nothing to any of them."""
+    """Go through the chunks once: the losses [N], and the gradients `wanted` of their sum for
+    hidden, weight and bias. A target that is IGNORE adds nothing to any of them."""
     size, exact = head.weight.shape[0], torch.promote_types(hidden.dtype, torch.float32)
     weight = _aligned(head.weight, hidden.dtype)
     bias = None if head.bias is None else _aligned(head.bias, hidden.dtype)
     d_hidden = torch.empty_like(hidden) if wanted[0] else None
     d_weight = torch.empty_like(head.weight) if wanted[1] else None
     d_bias = torch.zeros_like(head.bias) if head.bias is not None and wanted[2] else None
-    total = torch.zeros((), dtype=exact, device=hidden.device)
+    losses = hidden.new_empty(len(hidden), 1, dtype=exact)
     if d_weight is not None and not len(hidden):
         d_weight.zero_()
-    for start in range(0, hidden.shape[0], CHUNK):
+    for start in range(0, len(hidden), CHUNK):
         chunk = slice(start, start + CHUNK)
         t = targets[chunk, None]
         ignored = t == IGNORE
@@ -187,14 +191,13 @@ def _sweep(
         logits = _logits(h, weight, bias).to(exact)
         slope = _bend(logits, head)
         logits[:, size:] = -math.inf
-        total += _softmax_(logits, t, size).masked_fill_(ignored, 0).sum()
-        if not any(wanted):
-            continue
-        logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))  # the gradient of the logits
-        for factor in (slope, None if head.scale == 1.0 else head.scale, upstream):
-            if factor is not None:
-                logits.mul_(factor)
-        logits = logits.to(h.dtype)
+        losses[chunk] = _softmax_(logits, t, size).masked_fill_(ignored, 0)
+        if any(wanted):
+            logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))  # now their gradient
+            for factor in (slope, None if head.scale == 1.0 else head.scale, upstream):
+                if factor is not None:
+                    logits.mul_(factor)
+            logits = logits.to(h.dtype)
         if d_hidden is not None:
             torch.mm(logits[:, : len(weight)], weight, out=d_hidden[chunk])  # may be padded, too
             d_hidden[chunk].masked_fill_(ignored, 0)
@@ -202,7 +205,8 @@ def _sweep(
             _add_product(d_weight, logits, h, is_first=start == 0)
         if d_bias is not None:
             d_bias += ((~ignored).to(h.dtype).t() @ logits)[0, :size]
-    return total, (d_hidden, d_weight, d_bias)
+        del logits, slope  # before the next ones are made
+    return losses[:, 0], (d_hidden, d_weight, d_bias)
 
 
 def _softmax_(logits: Tensor, targets: Tensor, size: int) -> Tensor:
@@ -227,10 +231,15 @@ def _aligned(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     if parameter.dtype == dtype or parameter.shape[0] % 64 == 0 or dtype.itemsize > 2:
         return parameter.to(dtype)
     size = parameter.shape[0]
-    padded = parameter.new_empty((-(-size // 64) * 64, *parameter.shape[1:]), dtype=dtype)
+    padded = parameter.new_empty((_rounded_up(size), *parameter.shape[1:]), dtype=dtype)
     padded[:size] = parameter
     padded[size:] = 0
     return padded
+
+
+def _rounded_up(size: int) -> int:
+    """Return the next multiple of 64."""
+    return -(-size // 64) * 64
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -239,7 +248,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     size = weight.shape[0]
     if not hidden.is_cpu or size % 64 == 0:
         return F.linear(hidden, weight, bias)
-    logits = hidden.new_empty(hidden.shape[0], -(-size // 64) * 64)
+    logits = hidden.new_empty(hidden.shape[0], _rounded_up(size))
     if bias is None:
         torch.mm(hidden, weight.t(), out=logits[:, :size])
     else:
