@@ -118,8 +118,6 @@ class Model:
             )
         else:
             model = self._pretrained(config)
-            if device.type == "cpu":
-                leave_file(model)
         fuse_gelu(model)
         model = model.to(device)
         family.refuse_foresight(model, self.name)
@@ -255,15 +253,6 @@ def set_dropout(config: Any, dropout: float | None, name: str) -> None:
         )
     for key in keys:
         setattr(config, key, dropout)
-
-
-def leave_file(model: nn.Module) -> None:
-    """Copy weights out of the file that they are mapped from.
-
-    Else the first update copies them, a page at a time: 0.7 s for GPT-2.
-    """
-    for weight in model.parameters():
-        weight.data = weight.data.clone()
 
 
 def fuse_gelu(model: nn.Module) -> None:

@@ -131,6 +131,8 @@ def optimizer_of(
     """Return the optimizer over the model's weights; where they lie on a CPU with its state."""
     built = optimizer.build(model, factory, seed=settings["seed"])
     if device.type == "cpu":
+        if settings["model"]["weights"] is not None:
+            cpu.weights.leave_file(model)
         cpu.moments.make(built)
     return built
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmexp.memory import cpu
+from llmexp.memory import cpu, system
 
 # of mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -52,7 +52,7 @@ def keep_freed_blocks() -> bool:
 
 def touch(size: int) -> threading.Thread | None:
     """Let another thread write on `size` bytes of the heap and free them for the run to come;
-    return it, None where that is not worth it or the heap would not keep them.
+    return it, None where that is not worth it or glibc would not keep them.
 
     The kernel zeroes a page when it is first written on, which for the weights, gradients and
     moments of GPT-2 takes over a second of the first step.
@@ -76,14 +76,41 @@ def touch(size: int) -> threading.Thread | None:
 
 
 def bytes_of_state(settings: Mapping[str, Any]) -> int:
-    """Return the bytes that weights, gradients and AdamW's moments will take on a CPU, as far as
-    they are known before transformers is; no more than half of what is free."""
-    model, free = settings["model"], cpu.available()
-    folder = Path(model["weights"] or "")
-    if model["weights"] and folder.is_dir():
-        size = 4 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    elif model["architecture"]:
-        size = cpu.bytes_of_state(model["architecture"])
-    else:
-        size = 0
-    return min(size, (free or 0) // 2)
+    """Return the bytes that weights, gradients and moments will take on a CPU, as far as that is
+    known before transformers is imported; at most half of what is free, 0 on a GPU."""
+    import torch
+
+    device, free = settings["hw"]["device"], system.available()
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return 0
+    if settings["precision"]["name"] == "bf16_parameters":
+        return 0
+    copies = 4 if settings["optimizer"]["_target_"] == "torch.optim.AdamW" else 2
+    return min(copies * _bytes_of_weights(settings["model"]), (free or 0) // 2)
+
+
+def _bytes_of_weights(model: Mapping[str, Any]) -> int:
+    """Return the bytes of the weights of conf/model, 0 where they are yet to be fetched."""
+    if model["weights"] is None:
+        return cpu.bytes_of_weights(model["architecture"]) if model["architecture"] else 0
+    try:
+        folder = Path(model["weights"]).expanduser()
+        if not folder.is_dir():
+            folder = _cached(model["weights"])
+        return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    except OSError:  # llmexp/model.py says what is wrong with them
+        return 0
+
+
+def _cached(name: str) -> Path:
+    """Return the folder in which the hub's cache keeps a model. Raises FileNotFoundError."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        config = None
+    if not isinstance(config, str):
+        raise FileNotFoundError(name)
+    return Path(config).parent

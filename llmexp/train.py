@@ -87,10 +87,7 @@ def _train(composed: DictConfig, folder: Path, overrides: list[str], trial: "Tri
 def _trainer(settings: dict[str, Any]) -> "Callable[..., float]":
     """Import the engine and all that it needs, once; on a CPU its memory is fetched meanwhile."""
     if "llmexp.job" not in sys.modules:
-        import torch
-
-        if settings["hw"]["device"] == "cpu" or not torch.cuda.is_available():
-            startup.touch(startup.bytes_of_state(settings))
+        startup.touch(startup.bytes_of_state(settings))
         with startup.uncollected():
             importlib.import_module("llmexp.job")
     from llmexp.job import train

@@ -3,6 +3,7 @@
 * dropout     random numbers 64 bits at a time, and no mask kept for backward
 * attention   with dropout, over packed rows and in bf16, a tile of the [T, T] scores at a time
 * perceptron  GPT-2's GELU without a tanh; what it gives is not kept for backward
+* weights     leave the file that they were read from
 * moments     those of AdamW lie side by side
 
 What concerns the heap as a whole is in llmexp/startup.py.
@@ -10,9 +11,9 @@ What concerns the heap as a whole is in llmexp/startup.py.
 
 from torch import nn
 
-from llmexp.cpu import attention, dropout, moments, perceptron
+from llmexp.cpu import attention, dropout, moments, perceptron, weights
 
-__all__ = ["moments", "speed_up"]
+__all__ = ["moments", "speed_up", "weights"]
 
 
 def speed_up(model: nn.Module) -> None:

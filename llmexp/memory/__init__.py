@@ -6,5 +6,7 @@ allocator   what the caching allocator makes of it: reserved bytes, and the smal
 formula     the traced peaks as a closed form in (layers, tokens), kept in coefficients.json
 rungs       what changes numerics, and is taken only if train.allow names it
 planner     the first way to train that fits: micro-batch, accumulation, activation checkpointing
+cpu         the micro-batch where there is no GPU
+system      the memory that this process can have
 oom         an out-of-memory error inside an optimizer step, survived with the same result
 """

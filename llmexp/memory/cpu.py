@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 GIB = 2**30
 TOKENS = 4096  # per forward pass: more is no faster on a CPU
+PYTHON = 300 << 20  # bytes of Python with PyTorch and transformers
 
 
 def micro_batch_size(settings: Mapping[str, Any], *, free: int | None) -> tuple[int, str]:
@@ -32,37 +30,19 @@ def micro_batch_size(settings: Mapping[str, Any], *, free: int | None) -> tuple[
 def estimate(architecture: Mapping[str, int], tokens: int) -> float:
     """Return roughly the bytes that training a GPT-2 in float32 takes on the CPU.
 
-    Its state, 50 bytes per token, layer and width (traced with a fused GELU, whose result is not
-    kept), three copies of the logits of up to 1,024 tokens.
+    Python itself, the state of training, 50 bytes per token, layer and width (traced with a fused
+    GELU, whose result is not kept), three copies of the logits of up to 1,024 tokens.
     """
     width, layers = architecture["n_embd"], architecture["n_layer"]
     logits = 12 * min(tokens, 1024) * architecture["vocab_size"]
-    return bytes_of_state(architecture) + 50 * tokens * layers * width + logits
+    return PYTHON + 4 * bytes_of_weights(architecture) + 50 * tokens * layers * width + logits
 
 
-def bytes_of_state(architecture: Mapping[str, int]) -> int:
-    """Return the bytes of a GPT-2's weights, gradients and AdamW's moments: 16 per parameter."""
+def bytes_of_weights(architecture: Mapping[str, int]) -> int:
+    """Return the bytes of a GPT-2's weights; gradients and each of AdamW's moments take as many."""
     width, layers = architecture["n_embd"], architecture["n_layer"]
     vocabulary, positions = architecture["vocab_size"], architecture["n_positions"]
-    return 16 * ((vocabulary + positions) * width + layers * (12 * width**2 + 13 * width))
-
-
-@functools.cache
-def available() -> int | None:
-    """Return the bytes of memory that programs can still take, or None where nobody says.
-
-    Asked once: what this process takes later is what the plan counts.
-    """
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:  # macOS: all of it, the system swaps out what it can
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return 4 * ((vocabulary + positions) * width + layers * (12 * width**2 + 13 * width))
 
 
 def _line(rows: int, length: int, *, needed: float | None, free: int | None) -> str:

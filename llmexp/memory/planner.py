@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmexp.errors import RequestError
 from llmexp.memory import budget as budgets
-from llmexp.memory import cpu, measure, nearest, rungs, setting
+from llmexp.memory import cpu, measure, nearest, rungs, setting, system
 from llmexp.memory.budget import Budget
 from llmexp.memory.measure import Unmeasurable
 from llmexp.memory.prediction import Prediction
@@ -201,7 +201,7 @@ def _unpredicted(case: Case, budget: Budget, *, reason: str) -> Plan:
 
 def _on_cpu(case: Case) -> Plan:
     settings = case.settings
-    rows, line = cpu.micro_batch_size(settings, free=cpu.available())
+    rows, line = cpu.micro_batch_size(settings, free=system.available())
     return Plan(
         micro_batch_size=rows,
         accumulation=math.ceil(settings["train"]["batch_size"] / rows),

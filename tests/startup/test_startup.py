@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from llmexp import startup
-from llmexp.config import call
-from llmexp.memory import cpu
+from llmexp.cpu.weights import leave_file
+from llmexp.memory import system
 
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not startup.keep_freed_blocks(),
@@ -64,25 +63,60 @@ def test_more_than_there_is_is_left() -> None:
     assert startup.touch(1 << 60) is None
 
 
-def settings(weights: Path | str | None, architecture: dict[str, int] | None) -> dict[str, Any]:
+def settings(
+    weights: Path | str | None, architecture: dict[str, int] | None = GPT2, **changes: str
+) -> dict[str, Any]:
     """Return as much of the settings as counts."""
-    return {"model": {"weights": weights, "architecture": architecture}}
+    asked = {"device": "cpu", "precision": "auto", "optimizer": "torch.optim.AdamW"} | changes
+    return {
+        "hw": {"device": asked["device"]},
+        "precision": {"name": asked["precision"]},
+        "optimizer": {"_target_": asked["optimizer"]},
+        "model": {"weights": weights, "architecture": architecture},
+    }
 
 
-def test_the_bytes_are_those_of_the_weights_four_times(tmp_path: Path) -> None:
+def test_the_bytes_are_those_of_weights_gradients_and_moments(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    assert startup.bytes_of_state(settings(str(tmp_path), GPT2)) == 4000
-    by_shape = startup.bytes_of_state(settings("openai-community/gpt2", GPT2))
-    assert by_shape == pytest.approx(16 * 124_439_808, rel=1e-3)
-    assert startup.bytes_of_state(settings(None, GPT2)) == by_shape
-    assert startup.bytes_of_state(settings("Qwen/Qwen3-0.6B", None)) == 0
+    (tmp_path / "consolidated.safetensors").write_bytes(bytes(1000))  # the same weights again
+    assert startup.bytes_of_state(settings(str(tmp_path))) == 4000
+    assert startup.bytes_of_state(settings(str(tmp_path), optimizer="torch.optim.SGD")) == 2000
+    fresh = startup.bytes_of_state(settings(None))
+    assert fresh == pytest.approx(16 * 124_439_808, rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"device": "cuda"}, {"precision": "bf16_parameters"}])
+def test_what_does_not_lie_there_in_float32_is_not_fetched(changes: dict[str, str]) -> None:
+    assert startup.bytes_of_state(settings(None, **changes)) == 0
+
+
+def test_weights_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "from llmexp import startup\n"
+        f"print(startup._bytes_of_weights(dict(weights='some/model', architecture={GPT2})))"
+    )
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert ask(code) == [0]
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(bytes(3000))
+    assert ask(code) == [3000]
+
+
+def test_weights_that_cannot_be_read_are_told_of_by_others(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+    for weights in (str(tmp_path), str(tmp_path / "gone"), "no/such/model", "a b", "~nobody/x"):
+        assert startup.bytes_of_state(settings(weights)) == 0
 
 
 def test_no_more_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "available", lambda: 1000)
-    assert startup.bytes_of_state(settings(None, GPT2)) == 500
-    monkeypatch.setattr(cpu, "available", lambda: None)
-    assert startup.bytes_of_state(settings(None, GPT2)) == 0
+    monkeypatch.setattr(system, "available", lambda: 1000)
+    assert startup.bytes_of_state(settings(None)) == 500
+    monkeypatch.setattr(system, "available", lambda: None)
+    assert startup.bytes_of_state(settings(None)) == 0
 
 
 def test_the_collector_works_again_and_leaves_alone_what_was_imported() -> None:
@@ -97,25 +131,14 @@ def test_the_collector_works_again_and_leaves_alone_what_was_imported() -> None:
 
 
 @linux
-def test_a_model_on_a_cpu_does_not_lie_in_its_file(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_weights_leave_their_file(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(n_layer=1, n_head=1, n_embd=32, n_positions=32, vocab_size=64)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    blueprint = call(
-        {
-            "_target_": "llmexp.model.Model",
-            "name": "gpt2",
-            "weights": str(tmp_path),
-            "tokenizer": None,
-            "architecture": None,
-            "dropout": None,
-            "lr": 1e-3,
-        }
-    )
-    model = blueprint.build(blueprint.config(), range(64), device=torch.device("cpu"))
-    mapped = [
-        line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
-    ]
-    assert mapped == []
+    weights = str(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    assert weights in Path("/proc/self/maps").read_text()  # else there is nothing to leave
+    leave_file(model)
+    assert weights not in Path("/proc/self/maps").read_text()
     assert model.transformer.wte.weight is model.lm_head.weight
