@@ -192,12 +192,16 @@ def _sweep(
         slope = _bend(logits, head)
         logits[:, size:] = -math.inf
         losses[chunk] = _softmax_(logits, t, size).masked_fill_(ignored, 0)
-        if any(wanted):
-            logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))  # now their gradient
-            for factor in (slope, None if head.scale == 1.0 else head.scale, upstream):
-                if factor is not None:
-                    logits.mul_(factor)
-            logits = logits.to(h.dtype)
+        if not any(wanted):
+            del logits, slope  # before the next ones are made
+            continue
+        # Training makes the next ones beside these. Without, a plan, which is of rows of one
+        # length, falls by 5 %; what rows of many take, whose blocks fit less well, by 1 %.
+        logits.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))  # the gradient of the logits
+        for factor in (slope, None if head.scale == 1.0 else head.scale, upstream):
+            if factor is not None:
+                logits.mul_(factor)
+        logits = logits.to(h.dtype)
         if d_hidden is not None:
             torch.mm(logits[:, : len(weight)], weight, out=d_hidden[chunk])  # may be padded, too
             d_hidden[chunk].masked_fill_(ignored, 0)
@@ -205,7 +209,6 @@ def _sweep(
             _add_product(d_weight, logits, h, is_first=start == 0)
         if d_bias is not None:
             d_bias += ((~ignored).to(h.dtype).t() @ logits)[0, :size]
-        del logits, slope  # before the next ones are made
     return losses[:, 0], (d_hidden, d_weight, d_bias)
 
 
