@@ -72,8 +72,7 @@ def hidden_states(model: Any, rows: Rows) -> Tensor:
 
 
 def token_losses(model: Any, rows: Rows) -> Tensor:
-    """Return the loss of every label token, [N], in row-major order: the evaluation's
-    view."""
+    """Return the loss of every label token, [N], in row-major order: the evaluation's view."""
     targets = chosen(rows.targets, rows)
     if not reaches_head(model):
         logits = chosen(full_logits(model, rows), rows)

@@ -80,13 +80,13 @@ def bytes_of_state(settings: Mapping[str, Any]) -> int:
     known before transformers is imported; at most half of what is free, 0 on a GPU."""
     import torch
 
-    device, free = settings["hw"]["device"], system.available()
+    device = settings["hw"]["device"]
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return 0
     if settings["precision"]["name"] == "bf16_parameters":
         return 0
     copies = 4 if settings["optimizer"]["_target_"] == "torch.optim.AdamW" else 2
-    return min(copies * _bytes_of_weights(settings["model"]), (free or 0) // 2)
+    return min(copies * _bytes_of_weights(settings["model"]), (system.available() or 0) // 2)
 
 
 def _bytes_of_weights(model: Mapping[str, Any]) -> int:

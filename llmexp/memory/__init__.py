@@ -3,7 +3,7 @@
 budget      how many bytes a card really offers the allocator
 trace/      the training step on fake tensors: what is allocated, when, and for what
 allocator   what the caching allocator makes of it: reserved bytes, and the smallest cap that works
-formula     the traced peaks as a closed form in (layers, tokens), kept in coefficients.json
+formula     the traced peaks as a closed form in (layers, tokens)
 rungs       what changes numerics, and is taken only if train.allow names it
 planner     the first way to train that fits: micro-batch, accumulation, activation checkpointing
 cpu         the micro-batch where there is no GPU

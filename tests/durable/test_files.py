@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,10 @@ def test_new_folders_are_synced_into_their_parents(tmp_path: Path) -> None:
 
 
 def test_a_file_system_that_cannot_sync_folders_is_no_error() -> None:
+    folder = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError):
+        os.fsync(folder)
+    os.close(folder)
     durable.disk.sync_path(Path("/proc"))
 
 

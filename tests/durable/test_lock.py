@@ -92,8 +92,8 @@ def test_a_released_lock_is_free(tmp_path: Path) -> None:
     lock = Lock(tmp_path)
     lock.release()
     lock.release()
-    with Lock(tmp_path):
-        pass
+    with Lock(tmp_path), pytest.raises(LockedError):
+        Lock(tmp_path)
 
 
 def test_a_holder_that_has_not_signed_is_no_crash(tmp_path: Path) -> None:
