@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmexp import config, cpu, data, gpu, optimizer, startup
+from llmexp import config, cpu, data, gpu, heap, optimizer
 from llmexp.contracts import Accumulate
 from llmexp.logger import Logger
 from llmexp.loss import probe_head
@@ -119,7 +119,7 @@ def as_planned(
 def suit(model: Any, fits: planner.Plan, device: torch.device) -> None:
     """Make the model run as this device and the plan want it."""
     if device.type == "cpu":
-        startup.keep_freed_blocks()
+        heap.keep_freed_blocks()
         cpu.speed_up(model)
     if fits.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

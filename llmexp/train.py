@@ -12,6 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmexp import heap
+
+if __name__ == "__main__":
+    heap.begin_anew()  # before all that it would have to import once more
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -87,7 +92,7 @@ def _train(composed: DictConfig, folder: Path, overrides: list[str], trial: "Tri
 def _trainer(settings: dict[str, Any]) -> "Callable[..., float]":
     """Import the engine and all that it needs, once; on a CPU its memory is fetched meanwhile."""
     if "llmexp.job" not in sys.modules:
-        startup.touch(startup.bytes_of_state(settings))
+        heap.touch(startup.bytes_of_state(settings))
         with startup.uncollected():
             importlib.import_module("llmexp.job")
     from llmexp.job import train

@@ -6,7 +6,7 @@
 * weights     leave the file that they were read from
 * moments     those of AdamW lie side by side
 
-What concerns the heap as a whole is in llmexp/startup.py.
+What concerns the heap as a whole is in llmexp/heap.py.
 """
 
 from torch import nn

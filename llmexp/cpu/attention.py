@@ -29,6 +29,7 @@ from llmexp.precision import multiplies_bf16
 NAME = "llmexp_cpu"
 QUERIES = 64  # of a tile; its scores, over as many rows as that takes:
 SCORES = 1 << 18
+SHORT = 128  # positions: packed rows up to this share tiles; in a longer one a tile sees few keys
 QUERIES_BF16, SCORES_BF16 = 128, 1 << 22  # oneDNN likes them larger
 
 
@@ -111,7 +112,7 @@ class Attention(torch.autograd.Function):
         out = _zeros(q)
         ctx.tops = []
         for rows, queries, keys in _tiles(mask, q):
-            bias = _bias(mask, rows, queries, keys, q.dtype)
+            bias = _bias(mask, rows, queries, keys, q)
             q_tile, k_tile = _part(q, rows, queries), _part(k, rows, keys)
             seen, top = _seen(q_tile, k_tile, bias, scale)
             if masks is not None:
@@ -131,7 +132,7 @@ class Attention(torch.autograd.Function):
         d_out = _operand(upstream * (1 / (1 - dropout)))
         d_q, d_k, d_v = _zeros(q), *(torch.zeros_like(k, dtype=_exact(k.dtype)) for _ in range(2))
         for (rows, queries, keys), top in zip(_tiles(mask, q), ctx.tops, strict=True):
-            bias = _bias(mask, rows, queries, keys, q.dtype)
+            bias = _bias(mask, rows, queries, keys, q)
             q_tile, k_tile = _part(q, rows, queries), _part(k, rows, keys)
             seen, _ = _seen(q_tile, k_tile, bias, scale, top)
             d_tile = _part(d_out, rows, queries)
@@ -169,13 +170,15 @@ def _tiles(mask: Tensor | None, q: Tensor) -> Iterator[tuple[slice, slice, slice
     count, heads, length, _ = q.shape
     narrow = q.dtype == torch.bfloat16
     size, scores = (QUERIES_BF16, SCORES_BF16) if narrow else (QUERIES, SCORES)
-    some = 1 if mask is not None else max(1, scores // (heads * min(size, length) * length))
+    some = max(1, scores // (heads * min(size, length) * length))
+    if mask is not None and length > SHORT:
+        some = 1
     for row, start in itertools.product(range(0, count, some), range(0, length, size)):
         rows, end = slice(row, min(row + some, count)), min(start + size, length)
         if mask is None:
             yield rows, slice(start, end), slice(0, end)
             continue
-        seen = mask[row, 0, start:end].any(0).nonzero()
+        seen = mask[rows, 0, start:end].any(0).any(0).nonzero()
         if len(seen):
             yield rows, slice(start, end), slice(int(seen[0]), int(seen[-1]) + 1)
 
@@ -194,10 +197,8 @@ def _add(total: Tensor, rows: slice, positions: slice, part: Tensor) -> None:
     total[rows, :, positions] += part.view(-1, total.shape[1], *part.shape[1:])
 
 
-def _bias(
-    mask: Tensor | None, rows: slice, queries: slice, keys: slice, dtype: torch.dtype
-) -> Tensor:
-    """Return what is added to scores, [1, queries, keys]: -inf where a key is hidden, else 0.
+def _bias(mask: Tensor | None, rows: slice, queries: slice, keys: slice, like: Tensor) -> Tensor:
+    """Return what is added to scores, [1 or N, queries, keys]: -inf where a key is hidden, else 0.
 
     A query that would see nothing (padding) sees all instead: it must not become NaN.
     """
@@ -207,7 +208,8 @@ def _bias(
     else:
         hidden = ~mask[rows, 0, queries, keys]
         hidden &= ~hidden.all(-1, keepdim=True)
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
+    bias = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -math.inf)
+    return bias if len(bias) == 1 else bias.repeat_interleave(like.shape[1], 0)
 
 
 def _seen(
