@@ -11,7 +11,8 @@ Ints = npt.NDArray[np.int64]
 # positions whose attention costs as much as all else of one: 6 x width of the model, and more for
 # its vocabulary. 1,024 for gpt2-nano, 6,700 for gpt2 by operations, less by the clock
 REACH = 2048
-GROWTH = 1.1  # of the width, from one try to the next
+GROWTH = 0.1  # of the width at most, from one try to the next
+TRIED = 400  # items put into rows while the width grows e-fold: few are tried at more widths
 
 # relative to the largest logit: what rounding may do, far below what a real fault does
 LEAK = 1e-4  # same shapes, same numbers: this is zero but for the order of sums
@@ -51,11 +52,12 @@ def narrowed(lengths: Ints, rows: list[list[int]], *, capacity: int, group: int)
     inputs = int(lengths.sum())
     best, least = rows, _cost(lengths, rows, group)
     width = max(int(lengths.max()), -(-inputs // most))
+    growth = min(GROWTH, len(lengths) / TRIED)
     while width < capacity and inputs * (1 + width / REACH) < least:
         found = best_fit(lengths, width)
         if len(found) <= most and (cost := _cost(lengths, found, group)) < least:
             best, least = found, cost
-        width = int(width * GROWTH) + 1
+        width += int(width * growth) + 1
     return best
 
 
