@@ -46,7 +46,8 @@ from typing import Any
 import peer_environment
 from peer_contest import Result, complaint, run
 from peer_environment import Environment
-from peer_table import BAND, TITLES, TOLERANCE, Contest, page
+from peer_request import asked
+from peer_table import BAND, TOLERANCE, Contest, page
 from peer_work import MODELS, ROOT, WORKS, Task, Work
 
 SMALLEST = {"length": 32, "batch": 2, "steps": 2}
@@ -55,28 +56,27 @@ WITHOUT_DROPOUT = "litgpt"
 
 def main() -> int:
     """Run the contests that are asked for, print their tables; return the exit code."""
-    given = asked()
+    given = asked(__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no run and no folder behind
     environment = peer_environment.here() if given.here else peer_environment.own()
-    peers = given.peers.split(",")
     with tempfile.TemporaryDirectory(prefix="llmexp-peers-", dir=given.folder) as name:
         folder = Path(name)
-        works = [work_of(key, given) for key in given.work.split(",")]
+        works = [work_of(key, given) for key in given.work]
         facts = lay_out(folder, works, given)
         given.every = given.every or (5 if facts["gpu"] else 1)
         tell("\n".join(heading(environment, given, facts["gpu"])), given.output)
         good = True
         for work in works:
-            for precision in given.precision.split(","):
-                for dropout in map(float, given.dropout.split(",")):
+            for precision in given.precision:
+                for dropout in given.dropout:
                     contest = Contest(
                         work,
                         precision,
                         dropout,
-                        peers=[peer for peer in peers if may_run(peer, environment, dropout)],
+                        peers=[peer for peer in given.peers if may_run(peer, environment, dropout)],
                         results=[],
                         limits=[],
-                        missing=absent(peers, environment, dropout),
+                        missing=absent(given.peers, environment, dropout),
                         is_gpu=bool(facts["gpu"]),
                         model=given.model,
                     )
@@ -84,37 +84,6 @@ def main() -> int:
                     tell("\n".join(page(contest)), given.output)
                     good &= is_good(contest)
     return 0 if good else 1
-
-
-def asked() -> argparse.Namespace:
-    """Return what the command line asks for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", default="a,b,c,d")
-    parser.add_argument("--precision", default="fp32,bf16")
-    parser.add_argument("--dropout", default="0.1,0")
-    parser.add_argument("--peers", default=",".join(TITLES))
-    parser.add_argument("--model", choices=sorted(MODELS), default="gpt2")
-    parser.add_argument("--steps", type=int, help="of each run, instead of what suits the work")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--every", type=int, help="steps between two rows; 1, on a GPU 5")
-    parser.add_argument("--text", type=Path, help="a long text; the shipped sample")
-    parser.add_argument("--tokenizer", help="a folder; trained on the text")
-    parser.add_argument("--folder", help="where runs may write; the system's temporary folder")
-    parser.add_argument("--smallest", action="store_true", help="does it start?")
-    parser.add_argument("--here", action="store_true", help="install nothing, take what is here")
-    parser.add_argument("--output", type=Path, help="a file for the tables")
-    given = parser.parse_args()
-    if unknown := set(given.peers.split(",")) - TITLES.keys():
-        parser.error(f"no such contestant: {', '.join(sorted(unknown))}; there are {[*TITLES]}")
-    if unknown := set(given.work.split(",")) - WORKS.keys():
-        parser.error(f"no such work: {', '.join(sorted(unknown))}; there are {[*WORKS]}")
-    if given.smallest:
-        given.model = "smallest"
-    if given.output:
-        given.output.unlink(missing_ok=True)
-    return given
 
 
 def work_of(key: str, given: argparse.Namespace) -> Work:
@@ -133,8 +102,8 @@ def lay_out(folder: Path, works: list[Work], given: argparse.Namespace) -> dict[
     request = {
         "folder": str(folder),
         "model": given.model,
-        "text": str(text.resolve()),
-        "tokenizer": given.tokenizer,
+        "text": str(text),
+        "tokenizer": given.tokenizer and str(given.tokenizer),
         "works": [asdict(work) for work in works],
     }
     facts: dict[str, Any] = ask("peer_work.py", folder, request, sys.executable)

@@ -55,6 +55,39 @@ def test_it_runs_at_the_smallest_size(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--work", "a,e"],
+        ["--peers", "nobody"],
+        ["--precision", "fp64"],
+        ["--dropout", "x"],
+        ["--dropout", "1"],
+        ["--dropout", "nan"],
+        ["--steps", "1"],
+        ["--rounds", "0"],
+        ["--every", "-1"],
+        ["--text", "no/such/file"],
+        ["--tokenizer", "tests"],
+        ["--folder", "no/such/folder"],
+        ["--output", "no/such/folder/page.md"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    asked: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peer_request import asked as read
+
+    monkeypatch.setattr(sys, "argv", ["peers.py", *asked])
+    with pytest.raises(SystemExit) as ended:
+        read("usage")
+    assert ended.value.code == 2
+    option, wrong = asked
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"peers.py: error: argument {option}: ") and wrong.split(",")[-1] in told
+
+
 def test_a_table_holds_ratios_of_the_same_round_and_the_goals() -> None:
     from peer_table import page
 
