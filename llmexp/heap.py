@@ -25,32 +25,37 @@ PAD = 64 << 20  # bytes by which the heap grows at least
 WORTH = 64 << 20  # bytes; less is touched in no time
 
 TUNABLES, NO_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
-GPUS = "/dev/nvidiactl", "/dev/kfd"  # where they are, they train
+BEGUN = "LLMEXP_BEGUN"  # the process that has begun anew: the system may take away the tunables
+GPUS = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # where they are, they train
 PLANS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}  # a step of GPT-2 takes 18
 
 
 def begin_anew() -> None:
     """Start this command once more, in the same process, with what glibc reads at its start alone.
 
-    Call it before anything else is imported. Returns where that was done, or is of no use.
+    Call it before anything else is imported. Returns where that was done, or is of no use; set
+    GLIBC_TUNABLES=glibc.malloc.tcache_count=0 yourself where a tool must see one start only.
     """
-    tunables = os.environ.get(TUNABLES, "")
-    if "glibc.malloc.tcache_count" in tunables or not (is_glibc() and _is_plain_command()):
+    tunables, process = os.environ.get(TUNABLES, ""), str(os.getpid())
+    if "glibc.malloc.tcache_count" in tunables or os.environ.get(BEGUN) == process:
         return
-    if any(map(os.path.exists, GPUS)):
+    if not (is_glibc() and is_plain(sys.orig_argv, sys.argv)) or any(map(os.path.exists, GPUS)):
         return
-    told = {TUNABLES: ":".join(filter(None, [tunables, NO_CACHE]))}
+    told = {TUNABLES: ":".join(filter(None, [tunables, NO_CACHE])), BEGUN: process}
     try:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], PLANS | os.environ | told)
-    except OSError:  # then memory grows, no more
+    except (OSError, ValueError):  # then memory grows, no more
         return
 
 
-def _is_plain_command() -> bool:
-    """Say whether Python was told to run a module of llmexp, and not a debugger that does."""
-    words = sys.orig_argv
-    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    return bool(module) and module[0].startswith("llmexp.")
+def is_plain(words: list[str], given: list[str]) -> bool:
+    """Say whether a command, `words`, is Python running a module of llmexp with the arguments
+    `given`, and not a debugger or a profiler that does."""
+    rest = words[1:]
+    while rest and rest[0].startswith("-") and rest[0] != "-m":  # options of Python
+        rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
+    flag, module = rest[:1], "".join(rest[1:2])
+    return flag == ["-m"] and module.startswith("llmexp.") and rest[2:] == given[1:]
 
 
 def is_glibc() -> bool:
