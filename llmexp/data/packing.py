@@ -108,9 +108,9 @@ def _differences(model: Any) -> tuple[float, float]:
 
     device = next(model.parameters()).device
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = (torch.arange(24, device=device) * 7 + 3) % vocabulary
-    first, other, example = tokens[:7], tokens[7:14], tokens[14:]
-    padding = tokens.new_zeros(3)
+    tokens = (torch.arange(14, device=device) * 7 + 3) % vocabulary
+    first, other, example = tokens[:4], tokens[4:8], tokens[8:]
+    padding = tokens.new_zeros(1)
     rows = torch.stack([torch.cat([one, example, padding]) for one in (first, other)])
     positions = torch.cat([torch.arange(len(part)) for part in (first, example)] + [padding.cpu()])
 
@@ -118,7 +118,7 @@ def _differences(model: Any) -> tuple[float, float]:
         output = model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return output.logits.float()
 
-    packed = logits(rows, positions.to(device).expand(2, -1))[:, 7:17]
+    packed = logits(rows, positions.to(device).expand(2, -1))[:, 4:10]
     alone = logits(example[None], None)[0]
     scale = alone.abs().max().item() or 1.0
     leak = (packed[0] - packed[1]).abs().max().item() / scale

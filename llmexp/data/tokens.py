@@ -40,9 +40,11 @@ class Encoder:
             )
         if tokenizer.eos_token_id is None:
             raise RequestError("the tokenizer has no end-of-text token: set its eos_token")
-        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = tokenizer.backend_tokenizer
+        if self._tokenizer.truncation or self._tokenizer.padding:  # which others want to keep
+            self._tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
         self.end: int = tokenizer.eos_token_id
         self.start = self._prefix()
         highest = max(self._tokenizer.get_vocab().values())

@@ -4,6 +4,8 @@ import os
 import resource
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,26 @@ def test_a_command_is_plain(words: str, given: str) -> None:
 )
 def test_what_another_program_runs_is_not(words: str, given: str) -> None:
     assert not heap.is_plain(["python", *words.split()], ["train.py", *given.split()])
+
+
+@anew
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_shapes_that_a_run_sees(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmexp.train", "precision=bf16", "logger=none", "run.name=it"]
+    command += ["train.max_steps=320", "train.log_every=1", "train.validate_first=false"]
+    command += ["train.validate_every=1000"]
+    environment = {name: value for name, value in os.environ.items() if name != heap.TUNABLES}
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    rows = tmp_path / "outputs" / "it" / "metrics.jsonl"
+    held: dict[int, int] = {}  # MiB, by the number of the step
+    while child.poll() is None:
+        step = rows.read_bytes().count(b"\n") if rows.is_file() else 0
+        with suppress(OSError, IndexError):  # it has ended
+            pages = int(Path(f"/proc/{child.pid}/statm").read_text().split()[1])
+            held.setdefault(step, pages * resource.getpagesize() >> 20)
+        time.sleep(0.02)
+    assert child.returncode == 0, (tmp_path / "log").read_text()
+    early, late = (min(held, key=lambda step: abs(step - wanted)) for wanted in (200, 310))
+    assert late - early > 90
+    assert held[late] - held[early] < 40, held  # oneDNN's kernels are all there after 150
