@@ -8,7 +8,7 @@ from pathlib import Path
 from peer_table import TITLES
 from peer_work import MODELS, WORKS
 
-PRECISIONS = "fp32", "bf16"
+PRECISIONS = "fp32", "bf16"  # as in peer_limit.py, which imports torch
 
 
 def asked(usage: str | None) -> argparse.Namespace:

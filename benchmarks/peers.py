@@ -69,14 +69,15 @@ def main() -> int:
         for work in works:
             for precision in given.precision:
                 for dropout in given.dropout:
+                    missing = absent(given.peers, environment, dropout)
                     contest = Contest(
                         work,
                         precision,
                         dropout,
-                        peers=[peer for peer in given.peers if may_run(peer, environment, dropout)],
+                        peers=[peer for peer in given.peers if peer not in missing],
                         results=[],
                         limits=[],
-                        missing=absent(given.peers, environment, dropout),
+                        missing=missing,
                         is_gpu=bool(facts["gpu"]),
                         model=given.model,
                     )
@@ -147,11 +148,6 @@ def processor() -> str:
     names = path.read_text().splitlines() if path.is_file() else []
     found = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
     return found[0] if found else platform.machine()
-
-
-def may_run(peer: str, environment: Environment, dropout: float) -> bool:
-    """Say whether a contestant is there, and can do what is asked."""
-    return peer not in absent([peer], environment, dropout)
 
 
 def absent(peers: list[str], environment: Environment, dropout: float) -> dict[str, str]:

@@ -170,15 +170,14 @@ def _tiles(mask: Tensor | None, q: Tensor) -> Iterator[tuple[slice, slice, slice
     count, heads, length, _ = q.shape
     narrow = q.dtype == torch.bfloat16
     size, scores = (QUERIES_BF16, SCORES_BF16) if narrow else (QUERIES, SCORES)
-    some = max(1, scores // (heads * min(size, length) * length))
-    if mask is not None and length > SHORT:
-        some = 1
+    shares = mask is None or length <= SHORT
+    some = max(1, scores // (heads * min(size, length) * length)) if shares else 1
     for row, start in itertools.product(range(0, count, some), range(0, length, size)):
         rows, end = slice(row, min(row + some, count)), min(start + size, length)
         if mask is None:
             yield rows, slice(start, end), slice(0, end)
             continue
-        seen = mask[rows, 0, start:end].any(0).any(0).nonzero()
+        seen = mask[rows, 0, start:end].any((0, 1)).nonzero()
         if len(seen):
             yield rows, slice(start, end), slice(int(seen[0]), int(seen[-1]) + 1)
 

@@ -118,7 +118,8 @@ def _differences(model: Any) -> tuple[float, float]:
         output = model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return output.logits.float()
 
-    packed = logits(rows, positions.to(device).expand(2, -1))[:, 4:10]
+    packed = logits(rows, positions.to(device).expand(2, -1))
+    packed = packed[:, len(first) : len(first) + len(example)]
     alone = logits(example[None], None)[0]
     scale = alone.abs().max().item() or 1.0
     leak = (packed[0] - packed[1]).abs().max().item() / scale
