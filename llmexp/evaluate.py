@@ -39,14 +39,14 @@ def _evaluate() -> None:
 
     from llmexp import data
     from llmexp.engine import perplexity
-    from llmexp.loss import probe_head
     from llmexp.model import load_folder, pick_device
     from llmexp.precision import Precision
+    from llmexp.probe import try_out
 
     device = pick_device(given["device"])
     precision = Precision(name=given["precision"], tf32=False).choose(device)
     model, tokenizer = load_folder(folder, device)
-    full_logits_because = probe_head(model)
+    full_logits_because, unpacked_because = try_out(model, str(folder))
     if full_logits_because:
         tell(f"the loss takes full logits: {full_logits_because}")
     precision.cast_weights(model)
@@ -58,7 +58,7 @@ def _evaluate() -> None:
         examples,
         rows=given["micro_batch_size"],
         max_length=part["max_length"],
-        pack=part["pack"] and data.can_pack(model)[0],
+        pack=part["pack"] and not unpacked_because,
     )
     found = _validate(model, batches, precision, rows=given["micro_batch_size"])
     result = {

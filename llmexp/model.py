@@ -119,9 +119,7 @@ class Model:
         else:
             model = self._pretrained(config)
         fuse_gelu(model)
-        model = model.to(device)
-        family.refuse_foresight(model, self.name)
-        return model  # type: ignore[no-any-return]
+        return model.to(device)  # type: ignore[no-any-return]
 
     def _pretrained(self, config: Any) -> Any:
         from transformers import AutoModelForCausalLM

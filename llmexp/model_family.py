@@ -1,15 +1,12 @@
-"""What a family of models can do: predict from the past alone, and attend by a fused kernel."""
+"""What the config of a model tells of its family: how it attends, whether it is causal."""
 
 from typing import Any
-
-import torch
 
 from llmexp.errors import RequestError
 
 NOT_CAUSAL = """{source} ({family}) is no causal language model: {why}.
 llmexp trains models that predict the next token from those before it: GPT-2, Llama, Qwen, Gemma ...
 name one (model=gpt2, or model=hf model.name=OWNER/NAME)."""
-FORESIGHT = 1e-4  # of the largest logit: same shapes, so zero but for the order of sums
 
 
 def attention_of(config: Any) -> str:
@@ -33,16 +30,3 @@ def refuse_other_kinds(config: Any, source: str) -> None:
         why = "it is bidirectional, a token sees those after it (no is_decoder in its config.json)"
     if why:
         raise RequestError(NOT_CAUSAL.format(source=source, family=config.model_type, why=why))
-
-
-@torch.no_grad()
-def refuse_foresight(model: Any, name: str) -> None:
-    """Refuse a model whose logits depend on later tokens, by trying it on a few."""
-    ids = torch.arange(8, device=model.device)[None].repeat(2, 1)
-    ids[1, -1] = 9
-    training = model.training
-    one, other = model.eval()(input_ids=ids, use_cache=False).logits[:, :-1]
-    model.train(training)
-    if (one - other).abs().max() > FORESIGHT * one.abs().max():
-        why = "it is bidirectional, its logits depend on the tokens after them"
-        raise RequestError(NOT_CAUSAL.format(source=name, family=model.config.model_type, why=why))

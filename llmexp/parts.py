@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmexp import config, cpu, data, gpu, heap, optimizer
+from llmexp import config, cpu, data, gpu, heap, optimizer, probe
 from llmexp.contracts import Accumulate
 from llmexp.logger import Logger
-from llmexp.loss import probe_head
 from llmexp.memory import budget, planner
 from llmexp.model import pick_device, quiet
 from llmexp.precision import NARROW, Precision
@@ -78,10 +77,9 @@ def build(
     torch.manual_seed(settings["seed"])
     model = blueprint.build(architecture, tokenizer, device=device)
     suit(model, fits, device)
-    full_logits_because = probe_head(model)
-    packs, unpacked_because = data.can_pack(model)
+    full_logits_because, unpacked_because = probe.try_out(model, blueprint.name)
     precision.cast_weights(model)
-    pack = settings["data"]["pack"] and packs
+    pack = settings["data"]["pack"] and not unpacked_because
     batches, validation = sides(corpus, settings, rows=fits.micro_batch_size, pack=pack)
     return Parts(
         name=blueprint.name,

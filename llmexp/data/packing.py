@@ -1,6 +1,7 @@
 """Many short examples in few rows, none of which sees another."""
 
 import bisect
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,18 +79,20 @@ def one_per_row(lengths: Ints) -> list[list[int]]:
 def can_pack(model: Any) -> tuple[bool, str]:
     """Tell whether the examples of a row stay apart in this model, and if not, why.
 
-    A few tokens decide it, on the model itself, as the engine calls it: an example's logits must
-    not
-    change with its neighbour's tokens, and must be those it has in a row of its own.
+    A few tokens decide it, on the model itself: an example's logits must not change with its
+    neighbour's tokens, and must be those it has in a row of its own.
     """
     import torch
 
-    family = type(model).__name__
+    family, tried = type(model).__name__, Tried.of(model)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            leak, shift = _differences(model)
+            leak, shift = tried.differences(
+                packed=model(tried.rows, position_ids=tried.positions, use_cache=False).logits,
+                alone=model(tried.example[None], use_cache=False).logits[0],
+            )
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return False, f"{family} cannot be called with position_ids alone ({reason:.120})"
@@ -102,25 +105,35 @@ def can_pack(model: Any) -> tuple[bool, str]:
     return True, ""
 
 
-def _differences(model: Any) -> tuple[float, float]:
-    """Return how far a neighbour, and the place in the row, move an example's logits."""
-    import torch
+@dataclass(frozen=True)
+class Tried:
+    """An example of T tokens, and two rows of W positions in which it follows another neighbour:
+    tensors of int64."""
 
-    device = next(model.parameters()).device
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = (torch.arange(14, device=device) * 7 + 3) % vocabulary
-    first, other, example = tokens[:4], tokens[4:8], tokens[8:]
-    padding = tokens.new_zeros(1)
-    rows = torch.stack([torch.cat([one, example, padding]) for one in (first, other)])
-    positions = torch.cat([torch.arange(len(part)) for part in (first, example)] + [padding.cpu()])
+    example: Any  # [T]
+    rows: Any  # [2, W]: neighbour, example, padding
+    positions: Any  # [2, W]: from 0 in each
 
-    def logits(input_ids: Any, position_ids: Any) -> Any:
-        output = model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        return output.logits.float()
+    @classmethod
+    def of(cls, model: Any) -> "Tried":
+        """Choose them from the vocabulary of `model`, on its device."""
+        import torch
 
-    packed = logits(rows, positions.to(device).expand(2, -1))
-    packed = packed[:, len(first) : len(first) + len(example)]
-    alone = logits(example[None], None)[0]
-    scale = alone.abs().max().item() or 1.0
-    leak = (packed[0] - packed[1]).abs().max().item() / scale
-    return leak, (packed[0] - alone).abs().max().item() / scale
+        device = next(model.parameters()).device
+        vocabulary = model.config.get_text_config().vocab_size
+        tokens = (torch.arange(14, device=device) * 7 + 3) % vocabulary
+        first, other, example = tokens[:4], tokens[4:8], tokens[8:]
+        padding = tokens.new_zeros(1)
+        rows = torch.stack([torch.cat([one, example, padding]) for one in (first, other)])
+        lengths = len(first), len(example), len(padding)
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        return cls(example, rows, positions.expand(2, -1))
+
+    def differences(self, *, packed: Any, alone: Any) -> tuple[float, float]:
+        """Return how far a neighbour, and the place in the row, move the example's logits: `packed`
+        in the rows, [2, W, V], and `alone`, [T, V]; relative to the largest."""
+        end = self.rows.shape[1] - 1
+        one, other = packed[:, end - len(self.example) : end].float()
+        scale = alone.abs().max().item() or 1.0
+        leak = (one - other).abs().max().item() / scale
+        return leak, (one - alone.float()).abs().max().item() / scale

@@ -19,6 +19,7 @@ from llmexp.model import (
     train_tokenizer,
 )
 from llmexp.model_family import attention_of
+from llmexp.probe import try_out
 
 CPU = torch.device("cpu")
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, "vocab_size": 300}
@@ -135,7 +136,8 @@ def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path, family: str) 
     config.save_pretrained(tmp_path)
     train_tokenizer(TEXTS, vocab_size=300).save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="is no causal language model") as caught:
-        loaded(fresh(name=str(tmp_path), architecture=None, dropout=None))
+        model, _ = loaded(fresh(name=str(tmp_path), architecture=None, dropout=None))
+        try_out(model, "it")
     assert "model=gpt2" in str(caught.value)
 
 

@@ -1,0 +1,60 @@
+"""What a model can do, tried on a few tokens before the run: predict from the past alone, give its
+head what the loss reads, keep the examples of a row apart.
+
+A try reads all weights once, whatever its tokens. Two are enough for a model that can do all three.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmexp.data import can_pack
+from llmexp.data.packing import LEAK, Tried
+from llmexp.errors import RequestError
+from llmexp.loss import Probe, head_of, hidden_states, probe_head
+from llmexp.model_family import NOT_CAUSAL
+
+FORESIGHT = 1e-4  # of the largest logit: same shapes, so zero but for the order of sums
+SAME = 1e-3  # of the largest logit: the strictest of what probe_head and can_pack ask for
+
+
+@torch.no_grad()
+def try_out(model: Any, name: str) -> tuple[str | None, str]:
+    """Return why the loss takes full logits (None where it does not), and why examples do not share
+    rows ("" where they may).
+
+    Raises RequestError for a model, `name`, whose logits depend on later tokens.
+    """
+    training, tried = model.training, Tried.of(model)
+    model.eval()
+    alone = _refuse_foresight(model, tried.example, name)
+    does_all = _keeps_apart_by_head(model, tried, alone)
+    model.train(training)
+    if does_all:
+        model.llmexp_reaches_head = True  # as probe_head says it to the loss
+        return None, ""
+    return probe_head(model), can_pack(model)[1]
+
+
+def _refuse_foresight(model: Any, example: Tensor, name: str) -> Tensor:
+    """Return the logits of `example`, [T], as [T, V]: the same whichever token comes after it."""
+    after = torch.arange(2, device=example.device)[:, None]
+    ids = torch.cat([example.expand(2, -1), after], dim=1)
+    one, other = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    if (one - other).abs().max() > FORESIGHT * one.abs().max():
+        why = "it is bidirectional, its logits depend on the tokens after them"
+        raise RequestError(NOT_CAUSAL.format(source=name, family=model.config.model_type, why=why))
+    return one  # type: ignore[no-any-return]
+
+
+def _keeps_apart_by_head(model: Any, tried: Tried, alone: Tensor) -> bool:
+    """Say whether base model and head, as the loss reads them, find the logits `alone`, [T, V], for
+    the example of packed rows too."""
+    rows = Probe(input_ids=tried.rows, targets=tried.rows, position_ids=tried.positions)
+    try:
+        packed = head_of(model).logits(hidden_states(model, rows))
+        leak, shift = tried.differences(packed=packed, alone=alone)
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # which it is, each try will say
+        return False
+    return leak <= LEAK and shift <= SAME
