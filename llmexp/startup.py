@@ -1,10 +1,11 @@
 """From the command to the first step: what importing the libraries costs, and what is done
 meanwhile.
 
-Two of three seconds of a start are Python reading PyTorch's and transformers' modules, on one core.
+Most of a start is Python reading PyTorch's and transformers' modules, on one core.
 """
 
 import gc
+import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,43 @@ def uncollected() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def import_transformers() -> None:
+    """Import transformers and the list of its models, 0.3 s sooner: it reads the 3,000 files of its
+    models for the names in them, and then again to list them, by another path."""
+    import transformers
+    from transformers.utils import import_utils as reader
+
+    models = Path(transformers.__file__).parent / "models"
+    try:
+        read = reader.define_import_structure
+        names = _names_of_models(read(models, prefix="models"))  # it keeps what it was asked before
+    except (AttributeError, TypeError):  # a version that does it otherwise
+        return
+
+    def told(path: str, *rest: Any) -> Any:
+        return names if Path(path) == models / "__init__.py" else read(path, *rest)
+
+    reader.define_import_structure = told
+    try:
+        importlib.import_module("transformers.models")
+    finally:
+        reader.define_import_structure = read
+
+
+def _names_of_models(structure: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Return what `transformers.models` consists of, from what `transformers` does: both by what
+    they need to be installed, and by module."""
+    start = "models."
+    return {
+        needs: {
+            module.removeprefix(start): names
+            for module, names in modules.items()
+            if module.startswith(start)
+        }
+        for needs, modules in structure.items()
+    }
 
 
 def bytes_of_state(settings: Mapping[str, Any]) -> int:

@@ -94,6 +94,7 @@ def _trainer(settings: dict[str, Any]) -> "Callable[..., float]":
     if "llmexp.job" not in sys.modules:
         heap.touch(startup.bytes_of_state(settings))
         with startup.uncollected():
+            startup.import_transformers()
             importlib.import_module("llmexp.job")
     from llmexp.job import train
 

@@ -36,7 +36,7 @@ def packages(names: set[str]) -> set[str]:
         ("omegaconf", ("train", "request", "plan", "sweep/")),
         ("wandb", ("logger/",)),
         ("optuna", ("sweep/",)),
-        ("transformers", ("model", "data/", "memory/", "cpu/")),
+        ("transformers", ("model", "data/", "memory/", "cpu/", "startup")),
         ("datasets", ("data/",)),
         ("pickle", ()),
     ],

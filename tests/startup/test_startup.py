@@ -1,6 +1,7 @@
 """What a start does early is only early: memory that is fetched is used, nothing else changes."""
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,40 @@ def test_weights_leave_their_file(tmp_path: Path) -> None:
     leave_file(model)
     assert weights not in Path("/proc/self/maps").read_text()
     assert model.transformer.wte.weight is model.lm_head.weight
+
+
+READ = """
+import sys
+from collections import Counter
+
+opened = Counter()
+sys.addaudithook(lambda event, given: opened.update([str(given[0])]) if event == "open" else None)
+{how}
+import transformers.models
+from transformers.utils import import_utils as reader
+
+models = sys.modules["transformers.models"]
+print(opened[models.__file__.replace("__init__", "llama/modeling_llama")])
+print(sorted(models._class_to_module.items()), sorted(models._object_missing_backend.items()))
+print(reader.define_import_structure.__module__, transformers.models.gpt2.GPT2Config.__module__)
+"""
+
+
+def test_transformers_finds_the_same_models_in_one_reading_of_its_files() -> None:
+    def read(how: str) -> list[str]:
+        words = [sys.executable, "-c", READ.format(how=how)]
+        environment = os.environ | {"PYTHONHASHSEED": "0"}  # the order of sets
+        return subprocess.check_output(words, text=True, env=environment).splitlines()
+
+    times, *found = read("from llmexp import startup; startup.import_transformers()")
+    _, *expected = read("import transformers")
+    assert found == expected
+    assert times == "1"  # by itself it reads twice; if no more, this is of no more use
+
+
+def test_a_version_that_reads_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import import_utils
+
+    monkeypatch.delattr(import_utils, "define_import_structure")
+    startup.import_transformers()
+    assert not hasattr(import_utils, "define_import_structure")
