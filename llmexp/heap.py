@@ -27,13 +27,15 @@ WORTH = 64 << 20  # bytes; less is touched in no time
 TUNABLES, NO_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
 BEGUN = "LLMEXP_BEGUN"  # the process that has begun anew: the system may take away the tunables
 GPUS = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # where they are, they train
+SCRIPT = "llmexp-train"
+TELLS = {"--help", "-h", "--shell-completion", "-sc"}
 PLANS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}  # a step of GPT-2 takes 18
 
 
 def begin_anew() -> None:
     """Start this command once more, in the same process, with what glibc reads at its start alone.
 
-    Call it before anything else is imported. Returns where that was done, or is of no use; set
+    Call it before anything heavy is imported. Returns where that was done, or is of no use; set
     GLIBC_TUNABLES=glibc.malloc.tcache_count=0 yourself where a tool must see one start only.
     """
     tunables, process = os.environ.get(TUNABLES, ""), str(os.getpid())
@@ -49,13 +51,18 @@ def begin_anew() -> None:
 
 
 def is_plain(words: list[str], given: list[str]) -> bool:
-    """Say whether a command, `words`, is Python running a module of llmexp with the arguments
-    `given`, and not a debugger or a profiler that does."""
+    """Say whether a command, `words`, is Python running a module or the script of llmexp with the
+    arguments `given`, to do more than to tell of itself; and not a debugger or a profiler that
+    does."""
     rest = words[1:]
     while rest and rest[0].startswith("-") and rest[0] != "-m":  # options of Python
         rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
-    flag, module = rest[:1], "".join(rest[1:2])
-    return flag == ["-m"] and module.startswith("llmexp.") and rest[2:] == given[1:]
+    if rest[:1] == ["-m"]:
+        rest = rest[1:]
+        is_ours = "".join(rest[:1]).startswith("llmexp.")
+    else:
+        is_ours = os.path.basename("".join(rest[:1])) == SCRIPT
+    return is_ours and rest[1:] == given[1:] and not TELLS.intersection(given)
 
 
 def is_glibc() -> bool:

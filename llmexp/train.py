@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmexp import heap
 
 if __name__ == "__main__":
-    heap.begin_anew()  # before all that it would have to import once more
+    heap.begin_anew()  # before what it would have to import once more
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Check the command line, let Hydra compose and run it; see llmexp/errors.py for the exit
     codes."""
+    heap.begin_anew()  # of the script; a module has
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning from forked processes
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # errors reach us; we tell them in words, with the right exit code

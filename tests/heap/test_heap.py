@@ -135,6 +135,12 @@ def test_training_begins_anew_once_in_the_same_process(tmp_path: Path) -> None:
 
 
 @anew
+def test_so_does_the_script(tmp_path: Path) -> None:
+    script = str(Path(sys.executable).with_name(heap.SCRIPT))
+    assert len(starts(tmp_path, script, "--cfg", "job")) == 2
+
+
+@anew
 def test_what_the_user_tells_stays(tmp_path: Path) -> None:
     theirs = {heap.TUNABLES: "glibc.malloc.arena_max=2", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}
     _, after = starts(tmp_path, *TRAIN, **theirs)
@@ -165,6 +171,7 @@ def test_a_profiler_sees_one_start(tmp_path: Path) -> None:
     [
         ("-m llmexp.train a -m b", "a -m b"),
         ("-X dev -W error -u -m llmexp.train", ""),
+        ("/usr/bin/llmexp-train a", "a"),
     ],
 )
 def test_a_command_is_plain(words: str, given: str) -> None:
@@ -182,6 +189,10 @@ def test_a_command_is_plain(words: str, given: str) -> None:
         ("-c code -m llmexp.train", "-m llmexp.train"),
         ("- -m llmexp.train", "-m llmexp.train"),
         ("llmexp/train.py a", "a"),
+        ("tool.py /usr/bin/llmexp-train a", "a"),
+        ("/usr/bin/llmexp-train a", "b"),
+        ("llmexp-train -sc query=bash", "-sc query=bash"),
+        ("-m llmexp.train --help", "--help"),
         ("", ""),
         ("", "a b c"),
     ],
