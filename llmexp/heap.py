@@ -13,6 +13,7 @@ GPT-2 in bf16 on packed rows, of another shape at each step, held 8.3 GiB after 
 with each; without that cache, and with fewer plans, 3.1, and a step takes an eighth less time.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -28,32 +29,34 @@ TUNABLES, NO_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
 BEGUN = "LLMEXP_BEGUN"  # the process that has begun anew: the system may take away the tunables
 GPUS = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # where they are, they train
 SCRIPT = "llmexp-train"
-TELLS = {"--help", "-h", "--shell-completion", "-sc"}
+HELPS = {"--help", "-h", "--shell-completion", "-sc"}  # someone waits, and nothing trains
 PLANS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}  # a step of GPT-2 takes 18
+
+
+def may_begin_anew() -> bool:
+    """Say whether to `begin_anew` is of use: on a CPU with glibc, for a command of llmexp that has
+    not. Set GLIBC_TUNABLES=glibc.malloc.tcache_count=0 yourself where a tool must see one start."""
+    if "glibc.malloc.tcache_count" in os.environ.get(TUNABLES, ""):
+        return False
+    if os.environ.get(BEGUN) == str(os.getpid()) or any(map(os.path.exists, GPUS)):
+        return False
+    return is_glibc() and is_plain(sys.orig_argv, sys.argv)
 
 
 def begin_anew() -> None:
     """Start this command once more, in the same process, with what glibc reads at its start alone.
 
-    Call it before anything heavy is imported. Returns where that was done, or is of no use; set
-    GLIBC_TUNABLES=glibc.malloc.tcache_count=0 yourself where a tool must see one start only.
+    Call it before anything else is imported. Returns where it cannot: then memory grows, no more.
     """
-    tunables, process = os.environ.get(TUNABLES, ""), str(os.getpid())
-    if "glibc.malloc.tcache_count" in tunables or os.environ.get(BEGUN) == process:
-        return
-    if not (is_glibc() and is_plain(sys.orig_argv, sys.argv)) or any(map(os.path.exists, GPUS)):
-        return
-    told = {TUNABLES: ":".join(filter(None, [tunables, NO_CACHE])), BEGUN: process}
-    try:
+    tunables = ":".join(filter(None, [os.environ.get(TUNABLES), NO_CACHE]))
+    told = {TUNABLES: tunables, BEGUN: str(os.getpid())}
+    with contextlib.suppress(OSError, ValueError):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], PLANS | os.environ | told)
-    except (OSError, ValueError):  # then memory grows, no more
-        return
 
 
 def is_plain(words: list[str], given: list[str]) -> bool:
     """Say whether a command, `words`, is Python running a module or the script of llmexp with the
-    arguments `given`, to do more than to tell of itself; and not a debugger or a profiler that
-    does."""
+    arguments `given`, not for help or TAB; and not a debugger or a profiler that does."""
     rest = words[1:]
     while rest and rest[0].startswith("-") and rest[0] != "-m":  # options of Python
         rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
@@ -62,7 +65,7 @@ def is_plain(words: list[str], given: list[str]) -> bool:
         is_ours = "".join(rest[:1]).startswith("llmexp.")
     else:
         is_ours = os.path.basename("".join(rest[:1])) == SCRIPT
-    return is_ours and rest[1:] == given[1:] and not TELLS.intersection(given)
+    return is_ours and rest[1:] == given[1:] and not HELPS.intersection(given)
 
 
 def is_glibc() -> bool:

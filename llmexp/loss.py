@@ -284,8 +284,8 @@ def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor, *, is_first: b
 
 
 def reaches_head(model: Any) -> bool:
-    """Say whether `base_model` and `head_of` give this model's own logits; `probe_head` found
-    out."""
+    """Say whether `base_model` and `head_of` give this model's own logits; `probe_head`, or
+    llmexp/probe.py before it, found out."""
     return bool(getattr(model, "llmexp_reaches_head", False))
 
 

@@ -135,7 +135,7 @@ def optimizer_of(
     return built
 
 
-def remarks(model: Any, full_logits_because: str | None, unpacked_because: str) -> list[str]:
+def remarks(model: Any, full_logits_because: str, unpacked_because: str) -> list[str]:
     """Say what had to be done differently for this model, and why."""
     attends = getattr(model.config, "num_attention_heads", None)  # Mamba does not
     eager = attends and model.config._attn_implementation == "eager"

@@ -27,8 +27,8 @@ def uncollected() -> Iterator[None]:
 
 
 def import_transformers() -> None:
-    """Import transformers and the list of its models, 0.3 s sooner: it reads the 3,000 files of its
-    models for the names in them, and then again to list them, by another path."""
+    """Import transformers and the list of its models, 0.3 s sooner: it reads the files of its
+    models, 1,700 in 5.24, for the names in them, and then again to list them, by another path."""
     import transformers
     from transformers.utils import import_utils as reader
 
@@ -39,8 +39,10 @@ def import_transformers() -> None:
     except (AttributeError, TypeError):  # a version that does it otherwise
         return
 
-    def told(path: str, *rest: Any) -> Any:
-        return names if Path(path) == models / "__init__.py" else read(path, *rest)
+    def told(*given: Any, **options: Any) -> Any:
+        if given == (str(models / "__init__.py"),) and not options:
+            return names
+        return read(*given, **options)
 
     reader.define_import_structure = told
     try:

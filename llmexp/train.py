@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmexp import heap
 
-if __name__ == "__main__":
-    heap.begin_anew()  # before what it would have to import once more
+if heap.may_begin_anew():  # before all that would have to be imported once more
+    heap.begin_anew()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 def main() -> None:
     """Check the command line, let Hydra compose and run it; see llmexp/errors.py for the exit
     codes."""
-    heap.begin_anew()  # of the script; a module has
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning from forked processes
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # errors reach us; we tell them in words, with the right exit code

@@ -84,15 +84,15 @@ def can_pack(model: Any) -> tuple[bool, str]:
     """
     import torch
 
-    family, tried = type(model).__name__, Tried.of(model)
+    family = type(model).__name__
     was_training = model.training
     model.eval()
     try:
+        tried = Neighbours.of(model)
         with torch.no_grad():
-            leak, shift = tried.differences(
-                packed=model(tried.rows, position_ids=tried.positions, use_cache=False).logits,
-                alone=model(tried.example[None], use_cache=False).logits[0],
-            )
+            packed = model(input_ids=tried.rows, position_ids=tried.positions, use_cache=False)
+            alone = model(input_ids=tried.example[None], use_cache=False)
+        leak, shift = tried.differences(packed=packed.logits, alone=alone.logits[0])
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return False, f"{family} cannot be called with position_ids alone ({reason:.120})"
@@ -106,7 +106,7 @@ def can_pack(model: Any) -> tuple[bool, str]:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Neighbours:
     """An example of T tokens, and two rows of W positions in which it follows another neighbour:
     tensors of int64."""
 
@@ -115,14 +115,15 @@ class Tried:
     positions: Any  # [2, W]: from 0 in each
 
     @classmethod
-    def of(cls, model: Any) -> "Tried":
+    def of(cls, model: Any) -> "Neighbours":
         """Choose them from the vocabulary of `model`, on its device."""
         import torch
 
         device = next(model.parameters()).device
         vocabulary = model.config.get_text_config().vocab_size
-        tokens = (torch.arange(14, device=device) * 7 + 3) % vocabulary
-        first, other, example = tokens[:4], tokens[4:8], tokens[8:]
+        tokens = (torch.arange(10, device=device) * 7 + 3) % vocabulary
+        first, example = tokens[:4], tokens[4:10]
+        other = (first + 1) % vocabulary
         padding = tokens.new_zeros(1)
         rows = torch.stack([torch.cat([one, example, padding]) for one in (first, other)])
         lengths = len(first), len(example), len(padding)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from llmexp.data import can_pack
 from llmexp.data.packing import best_fit
+from llmexp.loss import probe_head, reaches_head
+from llmexp.probe import try_out
 
 WIDTH = {
     "vocab_size": 96,
@@ -135,3 +137,15 @@ def test_a_model_without_positions_is_refused() -> None:
     packs, reason = can_pack(Old())
     assert not packs
     assert reason.startswith("Old cannot be called with position_ids alone")
+
+
+@pytest.mark.parametrize("family", [*PACKED, *REFUSED])
+def test_two_passes_say_what_the_single_tries_say(family: str) -> None:
+    model, passes = fresh(family, {**PACKED, **REFUSED}[family], "eager"), []
+    counting = model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    found, reaches = try_out(model, family), reaches_head(model)
+    counting.remove()
+    assert len(passes) == 2 or family in REFUSED
+    assert found == (probe_head(model) or "", can_pack(model)[1])
+    assert reaches == reaches_head(model) == (not found[0])
+    assert bool(found[1]) == (family in REFUSED)

@@ -128,7 +128,7 @@ def test_transformers_finds_the_same_models_in_one_reading_of_its_files() -> Non
     times, *found = read("from llmexp import startup; startup.import_transformers()")
     _, *expected = read("import transformers")
     assert found == expected
-    assert times == "1"  # by itself it reads twice; if no more, this is of no more use
+    assert times == "1"
 
 
 def test_a_version_that_reads_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
