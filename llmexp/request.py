@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llmexp import config
 from llmexp.errors import RequestError
+from llmexp.rules import PART_RULES, RULES
 
 _HERE = Path(__file__).resolve().parent
 CONF = next(
@@ -73,7 +74,7 @@ def _read(argv: Sequence[str]) -> Namespace:
         flags = [
             name for action in parser._actions for name in action.option_strings if "--" in name
         ]
-        settings = [*config.RULES, *config.PART_RULES]
+        settings = [*RULES, *PART_RULES]
         meant = config.nearest(flag.strip("-"), settings) or config.nearest(flag, flags)
         _refuse(f"there is no flag {flag}{meant}")
     return given
@@ -216,7 +217,7 @@ def _values(override: Override) -> list[Any]:
 
 def _swept(parsed: Sequence[Override], settings: dict[str, Any]) -> list[str]:
     """Check every value that a sweep would try against the law of its key."""
-    rules = {**config.RULES, **config.PART_RULES}
+    rules = {**RULES, **PART_RULES}
     return [
         f"{override.key_or_group}={config.shown(value)} does not hold: it must be "
         f"{rules[override.key_or_group].law}"

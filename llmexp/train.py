@@ -54,7 +54,9 @@ def _main() -> None:
         raise RequestError(str(problem)) from None
     except OSError as problem:
         if any(frame.name == "_train" for frame in traceback.extract_tb(problem.__traceback__)):
-            raise  # else it is Hydra that could not make the run folder
+            raise  # else it is Hydra that could not print, or make the run folder
+        if problem.filename is None:
+            raise RequestError(f"cannot write what was asked for: {problem.strerror}") from None
         raise RequestError(
             f"cannot make the run folder {problem.filename}: {problem.strerror}. Choose another "
             "with run.name=..."

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from llmexp import config, request
+from llmexp.rules import RULES
 
 PAGES = sorted(path for path in request.CONF.rglob("*.yaml") if path.parent != request.CONF)
 PATCHES = [path for path in PAGES if path.read_text().startswith("# @package _global_")]
@@ -69,7 +70,7 @@ def test_options_of_a_part_have_the_same_call_shape() -> None:
 def test_the_page_and_the_laws_name_the_same_settings() -> None:
     page = yaml.safe_load((request.CONF / "train.yaml").read_text())
     keys = {k for k, _ in config.flat(page) if k.split(".")[0] not in ("defaults", "hydra")}
-    assert keys == set(config.RULES)
+    assert keys == set(RULES)
 
 
 def test_names_and_defaults_users_know() -> None:

@@ -2,14 +2,17 @@
 
 import random
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from llmexp import config, request
+from llmexp import request
 from llmexp.errors import RequestError
+from llmexp.rules import RULES
 
 
 def refused(*overrides: str) -> str:
@@ -24,7 +27,7 @@ def test_a_right_request_passes_unchanged() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
-@pytest.mark.parametrize("key", sorted(config.RULES))
+@pytest.mark.parametrize("key", sorted(RULES))
 def test_a_misspelt_key_is_refused_with_the_right_one(key: str, prefix: str) -> None:
     letters = random.Random(key)
     place = letters.randrange(key.rfind(".") + 2, len(key)) if len(key) > 3 else 1
@@ -33,7 +36,7 @@ def test_a_misspelt_key_is_refused_with_the_right_one(key: str, prefix: str) -> 
         + letters.choice(string.ascii_lowercase.replace(key[place], ""))
         + key[place + 1 :]
     )
-    if misspelt in config.RULES:
+    if misspelt in RULES:
         pytest.skip("a right key by chance")
     assert f"did you mean {key}?" in refused(f"{prefix}{misspelt}=1")
 
@@ -52,6 +55,12 @@ def test_a_misspelt_key_is_refused_with_the_right_one(key: str, prefix: str) -> 
         ("optimizer.fused=maybe", "optimizer.fused"),
         ("data.val_size=1.5", "below 1"),
         ("model.dropout=1", "below 1"),
+        ("model.architecture=abc", "of a GPT-2: whole numbers"),
+        ("model.architecture.n_embd=abc", "whole numbers"),
+        ("model.architecture.vocab_size=null", "n_positions, vocab_size of a GPT-2"),
+        ("model.architecture.n_layer=0", "whole numbers"),
+        ("model.architecture.n_embd=701", "n_embd a multiple of n_head"),
+        ("model.architecture.n_positions=6", "n_positions from 8"),
         ("schedule.warmup=1.5", "whole number of steps"),
         ("seed=-1", "from 0"),
         ("run.name=../../evil", "a name of at most 80"),
@@ -179,3 +188,25 @@ def test_resume_takes_the_overrides_of_the_run(tmp_path: Path) -> None:
 def test_run_folders_stay_inside_outputs() -> None:
     assert request.run_dir("a", "d", "t", "m", "x") == "outputs/a"
     assert ".." not in Path(request.run_dir(None, "d", "t", "../../m", "x")).parts
+
+
+def test_an_architecture_is_whole_or_null() -> None:
+    with pytest.raises(RequestError, match="n_layer, n_head, n_embd, n_positions, vocab_size"):
+        request.prepare(["model=hf", "model.name=some/model", "model.architecture={n_layer:2}"])
+    request.prepare(["model=hf", "model.name=some/model", "model.architecture=null"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--help"], "cannot write what was asked for: No space left on device"),
+        (["hydra.run.dir=/proc/no/such"], "cannot make the run folder /proc/no: "),
+    ],
+)
+def test_what_cannot_be_written_is_told_in_a_line(words: list[str], says: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "llmexp.train", "logger=none", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}")
