@@ -60,12 +60,10 @@ def is_plain(words: list[str], given: list[str]) -> bool:
     rest = words[1:]
     while rest and rest[0].startswith("-") and rest[0] != "-m":  # options of Python
         rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
-    if rest[:1] == ["-m"]:
-        rest = rest[1:]
-        is_ours = "".join(rest[:1]).startswith("llmexp.")
-    else:
-        is_ours = os.path.basename("".join(rest[:1])) == SCRIPT
-    return is_ours and rest[1:] == given[1:] and not HELPS.intersection(given)
+    is_module = rest[:1] == ["-m"]
+    name, *arguments = rest[is_module:] or [""]
+    is_ours = name.startswith("llmexp.") if is_module else os.path.basename(name) == SCRIPT
+    return is_ours and arguments == given[1:] and not HELPS.intersection(given)
 
 
 def is_glibc() -> bool:

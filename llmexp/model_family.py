@@ -29,4 +29,9 @@ def refuse_other_kinds(config: Any, source: str) -> None:
     elif encodes and not getattr(config, "is_decoder", False):
         why = "it is bidirectional, a token sees those after it (no is_decoder in its config.json)"
     if why:
-        raise RequestError(NOT_CAUSAL.format(source=source, family=config.model_type, why=why))
+        raise not_causal(config, source, why)
+
+
+def not_causal(config: Any, source: str, why: str) -> RequestError:
+    """Return the refusal of a model, `source`, that is of another kind."""
+    return RequestError(NOT_CAUSAL.format(source=source, family=config.model_type, why=why))

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from llmexp.data import can_pack
 from llmexp.data.packing import LEAK, Neighbours
-from llmexp.errors import RequestError
 from llmexp.loss import Probe, head_of, hidden_states, probe_head
-from llmexp.model_family import NOT_CAUSAL
+from llmexp.model_family import not_causal
 
 FORESIGHT = 1e-4  # of the largest logit: same shapes, so zero but for the order of sums
 SAME = 1e-3  # of the largest logit, as probe_head asks for; can_pack grants more to the shift
@@ -48,7 +47,7 @@ def _refuse_foresight(model: Any, example: Tensor, name: str) -> Tensor:
     one, other = model(input_ids=ids, use_cache=False).logits[:, :-1]
     if (one - other).abs().max() > FORESIGHT * one.abs().max():
         why = "it is bidirectional, its logits depend on the tokens after them"
-        raise RequestError(NOT_CAUSAL.format(source=name, family=model.config.model_type, why=why))
+        raise not_causal(model.config, name, why)
     return one  # type: ignore[no-any-return]
 
 

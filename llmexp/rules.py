@@ -62,11 +62,10 @@ TEXTS = Rule(
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 1, "n_positions": 8, "vocab_size": 1}  # at least
 GPT2 = Rule(
-    f"null, or {', '.join(SIZES)} of a GPT-2: whole numbers, n_embd a multiple of n_head, "
+    f"{', '.join(SIZES)} of a GPT-2: whole numbers, n_embd a multiple of n_head, "
     f"n_positions from {SIZES['n_positions']}",
     lambda v: (
-        v is None
-        or isinstance(v, Mapping)
+        isinstance(v, Mapping)
         and all(_whole(least).holds(v.get(size)) for size, least in SIZES.items())
         and v["n_embd"] % v["n_head"] == 0
     ),
@@ -110,7 +109,7 @@ PART_RULES: Mapping[str, Rule] = {
     "model.name": TEXT,
     "model.weights": TEXT | None,
     "model.tokenizer": TEXT | None,
-    "model.architecture": GPT2,
+    "model.architecture": GPT2 | None,
     "model.dropout": FRACTION | None,
     "model.lr": POSITIVE,
     "data.max_length": _whole(2),
